@@ -1,0 +1,85 @@
+"""Where problems run: host memory, or a GPU. Moves operands there and results back, for peers and verification.
+
+numba.cuda is imported when a GPU is asked for, never before; a simulated one does not count.
+"""
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numba
+import numpy as np
+
+from .workloads import Operands
+
+Device = Literal["cpu", "cuda"]
+
+
+class Gpu(NamedTuple):
+    """The current CUDA device."""
+
+    name: str
+    compute_capability: str
+    driver: str
+
+
+def find_gpu() -> Gpu | str:
+    """The current CUDA device, or why there is none that can be used."""
+    if numba.config.ENABLE_CUDASIM:
+        return "the CUDA simulator is on"
+    try:
+        cuda = importlib.import_module("numba.cuda")
+    except ImportError as reason:
+        return f"numba.cuda can't be imported: {reason}"
+    try:
+        device = cuda.get_current_device()
+        driver = ".".join(str(part) for part in cuda.cudadrv.driver.driver.get_version())
+        name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
+        return Gpu(name, ".".join(str(part) for part in device.compute_capability), driver)
+    except Exception as reason:  # noqa: BLE001  # whatever a missing or broken driver raises means: no GPU
+        words = [line.strip() for line in str(reason).splitlines() if line.strip(" :")]
+        return words[-1] if words else type(reason).__name__
+
+
+def to_device(array: Any, device: Device) -> Any:
+    """The array in the memory of `device`; None stays None."""
+    if array is None or device == "cpu":
+        return array
+    return importlib.import_module("numba.cuda").to_device(array)
+
+
+def to_host(array: Any) -> Any:
+    """The array as NumPy's; None stays None."""
+    if array is None or isinstance(array, np.ndarray):
+        return array
+    return array.copy_to_host()
+
+
+def operands_on(operands: Operands, device: Device) -> Operands:
+    """All operands in the memory of `device`."""
+    return Operands(*(to_device(array, device) for array in operands))
+
+
+def synchronizer(device: Device) -> Callable[[], None]:
+    """What waits until all work queued on `device` is done."""
+    if device == "cpu":
+        return _nothing
+    synchronize: Callable[[], None] = importlib.import_module("numba.cuda").synchronize
+    return synchronize
+
+
+@contextlib.contextmanager
+def threads(count: int | None) -> Iterator[int]:
+    """Numba's thread count set to `count`, or left alone; as it was afterwards."""
+    before = numba.get_num_threads()
+    try:
+        if count is not None:
+            numba.set_num_threads(count)
+        yield numba.get_num_threads()
+    finally:
+        numba.set_num_threads(before)
+
+
+def _nothing() -> None:
+    pass

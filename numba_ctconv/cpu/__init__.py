@@ -1,0 +1,160 @@
+"""The CPU engine: NumPy arrays in, NumPy arrays out. Allocates, sizes the tiles, calls kernels; no sample arithmetic."""
+
+from typing import Any
+
+import numpy as np
+
+from .. import checks
+from ..checks import Algorithm
+from ..geometry import Geometry
+from . import forward as forward_kernels
+from . import grad_input as grad_input_kernels
+from . import grad_weight as grad_weight_kernels
+from . import target
+
+
+class CpuEngine:
+    """The operations of dispatch.Engine on NumPy arrays. "auto" is "gather", the faster of the two."""
+
+    def operands(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Plain views of arrays of a dtype that the kernels take; None stays None."""
+        return {name: None if value is None else self._operand(value, name) for name, value in values.items()}
+
+    def _operand(self, value: Any, name: str) -> Any:
+        if isinstance(value, np.ma.MaskedArray):
+            checks.masked(name)
+        checks.floating(value, name)
+        return np.asarray(value)
+
+    def batched(self, array: Any) -> Any:
+        """A view with a leading dimension of one."""
+        return array[None]
+
+    def writeable(self, value: Any) -> bool:
+        """Whether NumPy lets the array be written."""
+        return bool(value.flags.writeable)
+
+    def overlap(self, one: Any, other: Any) -> bool:
+        """Whether two arrays share memory; pairs too intricate to tell count as sharing."""
+        try:
+            return bool(np.shares_memory(one, other, max_work=10_000))
+        except np.exceptions.TooHardError:
+            return True
+
+    def launch_stream(self, stream: Any, values: dict[str, Any]) -> None:
+        """Host work has no queue."""
+        checks.no_stream(stream)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: Any, stream: None) -> Any:
+        """A new array."""
+        return np.empty(shape, dtype)
+
+    def forward(
+        self,
+        input: Any,
+        weight: Any,
+        bias: Any,
+        geometry: Geometry,
+        groups: int,
+        algorithm: Algorithm,
+        stream: None,
+        output: Any,
+    ) -> None:
+        """Overwrite output (N, C_out, L_out) from input (N, C_in, L_in), weight and bias (C_out) or None."""
+        if output.size == 0:
+            return
+        if bias is None:
+            bias = np.empty(0, output.dtype)
+        plan, crop, workers = geometry.plan, geometry.crops.left, target.threads()
+        batch, out_channels, length = output.shape
+        if algorithm == "scatter":
+            forward_kernels.scatter(
+                input, weight, bias, plan.stride, plan.dilation, groups, crop, workers,
+                target.stretches(workers, batch * out_channels, length), output,
+            )  # fmt: skip
+            return
+        positions = (crop + length - 1) // plan.stride - crop // plan.stride + 1
+        tile = target.tile(weight.shape[1], plan.stride, positions, output.itemsize)
+        span = min(tile.stretch + plan.shift(plan.kernel_size - 1), geometry.input_length)
+        sums = np.empty((workers, *tile), output.dtype)
+        slab = np.empty((workers, target.CHANNELS_TOGETHER, span), output.dtype)
+        forward_kernels.gather(
+            input, weight, bias, plan.stride, plan.dilation, plan.phase_step, plan.inverse, groups, crop, workers, sums,
+            slab, output,
+        )  # fmt: skip
+
+    def grad_input(
+        self,
+        grad_output: Any,
+        weight: Any,
+        geometry: Geometry,
+        groups: int,
+        algorithm: Algorithm,
+        stream: None,
+        grad_input: Any,
+    ) -> None:
+        """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight (C_in, C_out/groups, K)."""
+        if grad_input.size == 0:
+            return
+        plan, crop, workers = geometry.plan, geometry.crops.left, target.threads()
+        batch, in_channels, length = grad_input.shape
+        if algorithm == "scatter":
+            grad_input_kernels.scatter(
+                grad_output, weight, plan.stride, plan.dilation, plan.phase_step, plan.inverse, groups, crop, workers,
+                target.stretches(workers, batch * in_channels, length), grad_input,
+            )  # fmt: skip
+            return
+        rows, _, stretch = target.tile(in_channels // groups, 1, length, grad_input.itemsize)
+        sums = np.empty((workers, rows, stretch), grad_input.dtype)
+        slab = np.empty((workers, target.CHANNELS_TOGETHER, stretch), grad_input.dtype)
+        grad_input_kernels.gather(
+            grad_output, weight, plan.stride, plan.dilation, groups, crop, workers, sums, slab, grad_input
+        )
+
+    def grad_weight(
+        self,
+        grad_output: Any,
+        input: Any,
+        geometry: Geometry,
+        groups: int,
+        algorithm: Algorithm,
+        stream: None,
+        grad_weight: Any,
+    ) -> None:
+        """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
+        plan, crop, workers = geometry.plan, geometry.crops.left, target.threads()
+        if algorithm == "scatter":
+            grad_weight_kernels.scatter(
+                grad_output, input, plan.stride, plan.dilation, groups, crop, workers, grad_weight
+            )  # fmt: skip
+            return
+        # the places of the partial sums must not follow the threads: only the length of the input cuts a stretch short
+        rows, _, stretch = target.tile(grad_weight.shape[0] // groups, 1, geometry.input_length, grad_weight.itemsize)
+        slab = np.empty((workers, rows, stretch), grad_weight.dtype)
+        tap = np.empty((workers, stretch), grad_weight.dtype)
+        grad_weight_kernels.gather(
+            grad_output, input, plan.stride, plan.dilation, groups, crop, workers, slab, tap, grad_weight
+        )
+
+    def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: None, grad_bias: Any) -> None:
+        """Overwrite grad_bias (C_out) from grad_output; one kernel serves all algorithms."""
+        workers = target.threads()
+        slab = np.empty((workers, target.LONGEST_STRETCH), grad_bias.dtype)
+        grad_weight_kernels.sum_channels(grad_output, workers, slab, grad_bias)
+
+    # A layer's parameters live in host memory already; CUDA's are moved.
+
+    def upload(self, array: Any) -> Any:
+        """A copy of a host array where this engine computes."""
+        return np.array(array)
+
+    def download(self, array: Any) -> Any:
+        """A copy of an array of this engine in host memory."""
+        return np.array(array)
+
+    def copy(self, array: Any) -> Any:
+        """A contiguous copy."""
+        return np.array(array, order="C")
+
+
+ENGINE = CpuEngine()

@@ -1,0 +1,88 @@
+"""Gradients of weight and bias on the CPU: dw[i, o, k] = Σ_n Σ_t x[n, i, t]·dy[n, o, t·stride + k·dilation - crop_left].
+
+Kernels, called by the engine with its scratch memory; they neither allocate nor check. No two tasks write the same
+element, and each element is summed in one order, in partial sums whose places do not depend on the threads.
+
+gather       a task owns the weights of a tile of input channels for one output channel; each is a sum of dot products
+             over stretches of time, for which each tap's outputs are copied next to each other once.
+scatter      a task owns the weights between an input and an output channel, to all of which every input sample adds.
+sum_channels the gradient of the bias: a task owns a channel.
+"""
+
+from numba import prange
+
+from .rows import copy_row, dot, total
+from .target import kernel
+
+
+@kernel("r3 r3 i i i i i c3 c2 w3")
+def gather(grad_output, input, stride, dilation, groups, crop_left, workers, slab, tap, grad_weight):
+    """slab is (workers, rows, stretch) for the inputs, tap (workers, stretch) for the outputs that a tap reaches."""
+    batch, in_channels, input_length = input.shape
+    _, group_channels, taps = grad_weight.shape
+    output_length = grad_output.shape[2]
+    _, rows, stretch = slab.shape
+    group_rows = in_channels // groups
+    row_tiles = -(-group_rows // rows)
+    tasks = groups * row_tiles * group_channels
+    for worker in prange(workers):
+        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
+            rest, channel = task // group_channels, task % group_channels
+            group, row_tile = rest // row_tiles, rest % row_tiles
+            o = group * group_channels + channel
+            first = group * group_rows + row_tile * rows
+            last = min(first + rows, (group + 1) * group_rows)
+            grad_weight[first:last, channel] = 0
+            for item in range(batch):
+                for t in range(0, input_length, stretch):
+                    t_end = min(t + stretch, input_length)
+                    for i in range(first, last):
+                        copy_row(slab[worker, i - first, : t_end - t], input[item, i, t:t_end])
+                    for k in range(taps):
+                        start = k * dilation - crop_left  # the output that input 0 reaches
+                        begin = max(t, -(start // stride))
+                        end = min(t_end, -((start - output_length) // stride))
+                        if begin < end:
+                            l, size = start + begin * stride, end - begin
+                            dy = tap[worker, :size]
+                            copy_row(dy, grad_output[item, o, l : l + (size - 1) * stride + 1 : stride])
+                            for i in range(first, last):
+                                grad_weight[i, channel, k] += dot(slab[worker, i - first, begin - t : end - t], dy)
+
+
+@kernel("r3 r3 i i i i i w3")
+def scatter(grad_output, input, stride, dilation, groups, crop_left, workers, grad_weight):
+    """The taps that an input sample reaches are neighbours, and with dilation 1 so are their outputs."""
+    in_channels, group_channels, taps = grad_weight.shape
+    batch, _, input_length = input.shape
+    output_length = grad_output.shape[2]
+    group_rows = in_channels // groups
+    tasks = in_channels * group_channels
+    for worker in prange(workers):
+        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
+            i, channel = task // group_channels, task % group_channels
+            o = i // group_rows * group_channels + channel
+            grad_weight[i, channel] = 0
+            for item in range(batch):
+                for t in range(input_length):
+                    start = t * stride - crop_left  # where tap 0 lands
+                    k_begin = max(-(start // dilation), 0)
+                    k_end = min(-((start - output_length) // dilation), taps)
+                    for k in range(k_begin, k_end):
+                        dy = grad_output[item, o, start + k * dilation]
+                        grad_weight[i, channel, k] += input[item, i, t] * dy
+
+
+@kernel("r3 i c2 w1")
+def sum_channels(grad_output, workers, slab, grad_bias):
+    """grad_bias[o] = Σ_n Σ_l grad_output[n, o, l]; slab is (workers, stretch)."""
+    batch, channels, output_length = grad_output.shape
+    stretch = slab.shape[1]
+    for worker in prange(workers):
+        for o in range(worker * channels // workers, (worker + 1) * channels // workers):
+            grad_bias[o] = 0
+            for item in range(batch):
+                for l in range(0, output_length, stretch):
+                    l_end = min(l + stretch, output_length)
+                    copy_row(slab[worker, : l_end - l], grad_output[item, o, l:l_end])
+                    grad_bias[o] += total(slab[worker, : l_end - l])

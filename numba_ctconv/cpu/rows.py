@@ -1,0 +1,42 @@
+"""The innermost loops of the gather kernels, over contiguous rows so that they vectorise; helpers of all kernel files."""
+
+from .target import helper, reduction
+
+
+@helper
+def copy_row(target, source):
+    """A row of any stride into contiguous memory."""
+    for j in range(target.size):
+        target[j] = source[j]
+
+
+@helper
+def add_scaled(sums, w, x):
+    for j in range(sums.size):
+        sums[j] += w * x[j]
+
+
+@helper
+def add_four(sums, w, x0, x1, x2, x3):
+    """Four channels a pass, in their order: a sum is loaded and stored once for four products."""
+    w0, w1, w2, w3 = w[0], w[1], w[2], w[3]
+    for j in range(sums.size):
+        sums[j] = w3 * x3[j] + (w2 * x2[j] + (w1 * x1[j] + (w0 * x0[j] + sums[j])))
+
+
+@reduction
+def dot(a, b):
+    """Σ_j a[j]·b[j], in as many partial sums as the vectors have lanes."""
+    total = a.dtype.type(0)
+    for j in range(a.size):
+        total += a[j] * b[j]
+    return total
+
+
+@reduction
+def total(a):
+    """Σ_j a[j], in as many partial sums as the vectors have lanes."""
+    total = a.dtype.type(0)
+    for j in range(a.size):
+        total += a[j]
+    return total

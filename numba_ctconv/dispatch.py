@@ -1,0 +1,119 @@
+"""NumPy or device array? Picks the engine for the arrays of a call. Imports no framework, and CUDA only when needed."""
+
+from typing import Any, Protocol
+
+import numpy as np
+
+from . import checks, cpu
+from .checks import Algorithm
+from .geometry import Geometry
+
+
+class Engine(Protocol):
+    """What functional asks of an engine: arrays in and out, and the three operations (bias apart) on batched arrays.
+
+    A *value* is what the caller passed, an *array* the engine's own view of it, with NumPy's shape, strides and dtype.
+    `stream` is what `launch_stream` returned: None on the CPU. An operation overwrites its last argument.
+    """
+
+    def operands(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Views of all arrays of a call, of dtypes that the kernels take, on one device; None stays None."""
+
+    def batched(self, array: Any) -> Any:
+        """A view with a leading dimension of one."""
+
+    def writeable(self, value: Any) -> bool:
+        """Whether `value` may be written."""
+
+    def overlap(self, one: Any, other: Any) -> bool:
+        """Whether two arrays share memory."""
+
+    def launch_stream(self, stream: Any, values: dict[str, Any]) -> Any:
+        """Where the work of a call is queued: `stream`, or that of the first of `values`; it waits for the others'."""
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: Any, stream: Any) -> Any:
+        """A new value from the library that `like` comes from."""
+
+    def forward(
+        self,
+        input: Any,
+        weight: Any,
+        bias: Any,
+        geometry: Geometry,
+        groups: int,
+        algorithm: Algorithm,
+        stream: Any,
+        output: Any,
+    ) -> None:
+        """Overwrite output (N, C_out, L_out) from input (N, C_in, L_in), weight and bias (C_out) or None."""
+
+    def grad_input(
+        self,
+        grad_output: Any,
+        weight: Any,
+        geometry: Geometry,
+        groups: int,
+        algorithm: Algorithm,
+        stream: Any,
+        grad_input: Any,
+    ) -> None:
+        """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight (C_in, C_out/groups, K)."""
+
+    def grad_weight(
+        self,
+        grad_output: Any,
+        input: Any,
+        geometry: Geometry,
+        groups: int,
+        algorithm: Algorithm,
+        stream: Any,
+        grad_weight: Any,
+    ) -> None:
+        """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
+
+    def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: Any, grad_bias: Any) -> None:
+        """Overwrite grad_bias (C_out) from grad_output."""
+
+    def upload(self, array: Any) -> Any:
+        """A copy of a host array where this engine computes."""
+
+    def download(self, array: Any) -> Any:
+        """A copy of an array of this engine in host memory."""
+
+    def copy(self, array: Any) -> Any:
+        """A contiguous copy of an array of this engine."""
+
+
+def engine_of(values: dict[str, Any]) -> Engine:
+    """The engine of the memory that all values given live in; None is skipped."""
+    host = device = None
+    for name, value in values.items():
+        if value is None:
+            continue
+        if isinstance(value, np.ndarray):
+            host = host or name
+        elif _on_device(value, name):
+            device = device or name
+        else:
+            checks.not_an_array(name, value)
+    if host and device:
+        checks.mixed_memory(host, device)
+    if not (host or device):
+        checks.not_an_array(next(iter(values)), None)
+    return cuda_engine(device) if device else cpu.ENGINE
+
+
+def cuda_engine(name: str) -> Engine:
+    """The CUDA engine, imported at its first use, which the argument `name` asks for."""
+    try:
+        from . import cuda
+    except ImportError as reason:
+        checks.no_cuda(name, reason)
+    return cuda.ENGINE
+
+
+def _on_device(value: Any, name: str) -> bool:
+    try:
+        return hasattr(value, "__cuda_array_interface__")
+    except RuntimeError:  # what torch says for a tensor that requires grad
+        checks.requires_grad(name)

@@ -1,0 +1,300 @@
+"""The functions a user calls: check everything, compute the lengths, pick the engine, hand over. No loops, no kernels."""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from . import checks
+from .checks import GradientName
+from .dispatch import Engine, engine_of
+from .geometry import crops_of, geometry_of, plan
+
+
+class Gradients(NamedTuple):
+    """The gradients of a transposed convolution; None where one was not needed.
+
+    Attributes
+    ----------
+    input : array of shape (N, C_in, L_in) or (C_in, L_in), or None
+    weight : array of shape (C_in, C_out/groups, K), or None
+    bias : array of shape (C_out,), or None
+    """
+
+    input: Any
+    weight: Any
+    bias: Any
+
+
+def output_length(
+    input_length: int,
+    kernel_size: int,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    output_padding: int = 0,
+    dilation: int = 1,
+    *,
+    output_size: int | Iterable[int] | None = None,
+) -> int:
+    """Length of the output of a 1-D transposed convolution.
+
+    L_out = (L_in - 1)·stride - crop_left - crop_right + dilation·(K - 1) + 1, where an integer `padding` p crops p
+    samples on the left and p - output_padding on the right.
+
+    Parameters
+    ----------
+    input_length : int
+        L_in, in samples; at least 1.
+    kernel_size : int
+        K, in taps; at least 1.
+    stride : int
+        Output samples between neighbouring input samples; at least 1.
+    padding : int or pair of int
+        An integer of at least 0 as in torch, or the pair (crop_left, crop_right), of either sign.
+    output_padding : int
+        Samples added on the right; smaller than `stride` or `dilation`, and 0 beside a pair.
+    dilation : int
+        Output samples between neighbouring taps; at least 1.
+    output_size : int or sequence of int, optional
+        The length asked for; overrides `output_padding`.
+
+    Returns
+    -------
+    int
+        L_out, at least 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For an argument that is no integer or out of range, and where the output would have a negative length.
+
+    Examples
+    --------
+    >>> output_length(80, 16, stride=8, padding=4)
+    640
+    >>> output_length(80, 16, stride=8, padding=(0, 8))
+    640
+    """
+    p = checks.parameters(stride, padding, output_padding, 1, dilation)
+    return checks.forward_geometry(
+        p,
+        checks.integer(kernel_size, "kernel_size", 1),
+        checks.integer(input_length, "input_length", 1),
+        checks.output_size(output_size, (2, 3)),
+    ).output_length
+
+
+def conv_transpose1d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    output_padding: int = 0,
+    groups: int = 1,
+    dilation: int = 1,
+    *,
+    output_size: int | Iterable[int] | None = None,
+    algorithm: str = "auto",
+    out: Any = None,
+    stream: Any = None,
+) -> Any:
+    """1-D transposed convolution, the operation of torch.nn.functional.conv_transpose1d.
+
+    Every input sample adds its product with the taps to the output samples from t·stride on:
+    y[n, o, t·stride + k·dilation - crop_left] += x[n, i, t]·w[i, o, k], summed over the input channels i of o's group,
+    t and k, plus bias[o].
+
+    Parameters
+    ----------
+    input : array of shape (N, C_in, L_in) or (C_in, L_in)
+        NumPy array or CUDA device array, float32 or float64; any strides, read-only and unaligned arrays too.
+    weight : array of shape (C_in, C_out/groups, K)
+        Of the dtype of `input`.
+    bias : array of shape (C_out,), optional
+        Added to every sample of its channel.
+    stride, dilation, groups : int
+        At least 1; `groups` divides C_in.
+    padding : int or pair of int
+        An integer p of at least 0 crops p samples on the left and p - output_padding on the right. A pair is
+        (crop_left, crop_right) itself; a negative crop extends the output, whose new samples hold the taps that
+        reach them and the bias.
+    output_padding : int
+        Samples added on the right; smaller than `stride` or `dilation`, and 0 beside a pair.
+    output_size : int or sequence of int, optional
+        The length of the output; overrides `output_padding`. A sequence has one element, or one a dimension of
+        `input`, of which the last counts. With an integer `padding` it lies within a window of `stride` lengths; with
+        a pair, crop_left holds and crop_right follows, any length from 0.
+    algorithm : {"auto", "gather", "scatter"}
+        "gather": every output sample collects its products, in a fixed order. "scatter": every input sample adds to
+        its outputs; on CUDA by atomic additions, so that bits may differ from run to run. "auto" is the faster one
+        that is deterministic.
+    out : array, optional
+        Where the result goes: of its shape and dtype, writeable, sharing no memory with another argument.
+    stream : optional
+        CUDA only: an integer, a Numba, CuPy or torch stream, or an object with ``__cuda_stream__`` that the work is
+        queued on. Default: the stream of `input`.
+
+    Returns
+    -------
+    array of shape (N, C_out, L_out) or (C_out, L_out)
+        `out`, or a new array of the library of `input`; L_out as :func:`output_length` gives it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Before any work, for an argument that breaks a rule above.
+
+    Notes
+    -----
+    The arguments keep the order and meaning of torch's (where `groups` comes before `dilation`, unlike in conv1d).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = np.array([[1.0, 2.0]])
+    >>> w = np.array([[[1.0, 10.0, 100.0]]])
+    >>> conv_transpose1d(x, w, stride=2)
+    array([[  1.,  10., 102.,  20., 200.]])
+    >>> conv_transpose1d(x, w, stride=2, padding=(0, 1))
+    array([[  1.,  10., 102.,  20.]])
+    """
+    engine = engine_of({"input": input, "weight": weight, "bias": bias, "out": out})
+    chosen = checks.algorithm(algorithm)
+    p = checks.parameters(stride, padding, output_padding, groups, dilation)
+    given = {"input": input, "weight": weight, "bias": bias}
+    arrays = engine.operands(given)
+    checks.same_dtype(arrays)
+    x, w, b = arrays["input"], arrays["weight"], arrays["bias"]
+    sizes = checks.sizes(x.shape, w.shape, p.groups)
+    if b is not None:
+        checks.bias_shape(b.shape, sizes.out_channels)
+    geometry = checks.forward_geometry(
+        p, sizes.kernel_size, sizes.input_length, checks.output_size(output_size, (len(x.shape),))
+    )
+    shape = (*x.shape[:-2], sizes.out_channels, geometry.output_length)
+    _check_out(engine, {"out": (out, shape)}, arrays)
+    queue = engine.launch_stream(stream, given)
+    result = engine.empty(shape, x.dtype, input, queue) if out is None else out
+    y = _batched(engine, engine.operands({"out": result})["out"])
+    engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, queue, y)
+    return result
+
+
+def conv_transpose1d_backward(
+    grad_output: Any,
+    input: Any,
+    weight: Any,
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    output_padding: int | None = None,
+    groups: int = 1,
+    dilation: int = 1,
+    *,
+    needs: Iterable[GradientName] = ("input", "weight", "bias"),
+    input_length: int | None = None,
+    algorithm: str = "auto",
+    out: Gradients | None = None,
+    stream: Any = None,
+) -> Gradients:
+    """Gradients of :func:`conv_transpose1d` with respect to its input, weight and bias.
+
+    Parameters
+    ----------
+    grad_output : array of shape (N, C_out, L_out) or (C_out, L_out)
+        Gradient of the loss with respect to the output. Its length fixes the right crop: no output padding has to be
+        worked out.
+    input : array of shape (N, C_in, L_in) or (C_in, L_in), or None
+        What went forward; None where `needs` leaves out "weight" and `input_length` is given.
+    weight : array of shape (C_in, C_out/groups, K)
+    stride, padding, groups, dilation
+        As went forward.
+    output_padding : int, optional
+        Not needed; if given, the length of `grad_output` is held against it.
+    needs : sequence of {"input", "weight", "bias"}
+        The gradients to compute.
+    input_length : int, optional
+        L_in where `input` is None.
+    algorithm : {"auto", "gather", "scatter"}
+        As in :func:`conv_transpose1d`.
+    out : Gradients, optional
+        Where the results go; a None in it is allocated.
+    stream : optional
+        As in :func:`conv_transpose1d`; default: the stream of `grad_output`.
+
+    Returns
+    -------
+    Gradients
+        The arrays (input, weight, bias), each None where `needs` leaves it out.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Before any work, for an argument that breaks a rule above.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x, w = np.array([[1.0, 2.0]]), np.array([[[1.0, 10.0, 100.0]]])
+    >>> g = conv_transpose1d_backward(np.ones((1, 5)), x, w, stride=2)
+    >>> g.input, g.weight, g.bias
+    (array([[111., 111.]]), array([[[3., 3., 3.]]]), array([5.]))
+    """
+    outs = {f"out.{name}": array for name, array in zip(Gradients._fields, out or (), strict=False)}
+    engine = engine_of({"grad_output": grad_output, "input": input, "weight": weight, **outs})
+    chosen = checks.algorithm(algorithm)
+    wanted = checks.needs(needs)
+    given_out = Gradients(*checks.gradients_out(out, wanted))
+    p = checks.parameters(stride, padding, output_padding, groups, dilation)
+    given = {"grad_output": grad_output, "input": input, "weight": weight}
+    arrays = engine.operands(given)
+    checks.same_dtype(arrays)
+    dy, x, w = arrays["grad_output"], arrays["input"], arrays["weight"]
+    length = checks.input_length(input_length, None if x is None else x.shape, "weight" in wanted)
+    in_channels, channels_out, kernel_size = checks.weight_sizes(w.shape, p.groups)
+    out_channels = channels_out * p.groups
+    if x is None:
+        checks.grad_output_shape(dy.shape, (None,) * (len(dy.shape) == 3) + (out_channels, None))
+    else:
+        checks.sizes(x.shape, w.shape, p.groups)
+        checks.grad_output_shape(dy.shape, (*x.shape[:-2], out_channels, None))
+    geometry = checks.backward_geometry(p, kernel_size, length, dy.shape[-1])
+    shapes = Gradients((*dy.shape[:-2], in_channels, length), w.shape, (out_channels,))
+    _check_out(
+        engine, {f"out.{name}": (a, s) for name, a, s in zip(shapes._fields, given_out, shapes, strict=True)}, arrays
+    )
+    queue = engine.launch_stream(stream, given)
+
+    def result(name: str) -> Any:
+        array = getattr(given_out, name)
+        return engine.empty(getattr(shapes, name), dy.dtype, grad_output, queue) if array is None else array
+
+    results = Gradients(*(result(name) if name in wanted else None for name in Gradients._fields))
+    dx, dw, db = engine.operands(dict(zip(Gradients._fields, results, strict=True))).values()
+    dy = _batched(engine, dy)
+    if dx is not None:
+        engine.grad_input(dy, w, geometry, p.groups, chosen, queue, _batched(engine, dx))
+    if dw is not None:
+        engine.grad_weight(dy, _batched(engine, x), geometry, p.groups, chosen, queue, dw)
+    if db is not None:
+        engine.grad_bias(dy, chosen, queue, db)
+    return results
+
+
+def _check_out(engine: Engine, outs: dict[str, tuple[Any, tuple[int, ...]]], operands: dict[str, Any]) -> None:
+    """Hold every `out` given against its shape, the operands and the other outs."""
+    seen = {name: array for name, array in operands.items() if array is not None}
+    dtype = next(iter(seen.values())).dtype
+    for name, (value, shape) in outs.items():
+        if value is None:
+            continue
+        array = engine.operands({name: value})[name]
+        checks.output_array(array, name, shape, dtype)
+        if not engine.writeable(value):
+            checks.read_only(name)
+        for other, taken in seen.items():
+            if engine.overlap(array, taken):
+                checks.overlapping(name, other)
+        seen[name] = array
+
+
+def _batched(engine: Engine, array: Any) -> Any:
+    return array if len(array.shape) == 3 else engine.batched(array)
