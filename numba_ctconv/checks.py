@@ -22,12 +22,9 @@ LARGEST_STEP = 2**31 - 1  # and so do products of two of these
 class Array(Protocol):
     """What the checks read of an array, wherever it lives."""
 
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def strides(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    dtype: np.dtype[Any]
 
 
 class Parameters(NamedTuple):
@@ -85,7 +82,9 @@ def padding(value: object) -> int | Crops:
     return p
 
 
-def parameters(stride: object, padding_: object, output_padding: object, groups: object, dilation: object) -> Parameters:
+def parameters(
+    stride: object, padding_: object, output_padding: object, groups: object, dilation: object
+) -> Parameters:
     """Validate the integers of a call; `output_padding` may be None where the length of an array decides it."""
     s = integer(stride, "stride", 1, LARGEST_STEP)
     p = padding(padding_)
@@ -101,7 +100,7 @@ def parameters(stride: object, padding_: object, output_padding: object, groups:
 
 
 def smaller_output_padding(output_padding: int, stride: int, dilation: int) -> None:
-    """torch's rule: less output padding than the stride or the dilation."""
+    """Hold to torch's rule: less output padding than the stride or the dilation."""
     if output_padding and output_padding >= max(stride, dilation):
         raise ValueError(
             "`output_padding` must be smaller than `stride` or `dilation`; "
@@ -201,7 +200,8 @@ def floating(array: Array, name: str) -> None:
     """float32 or float64, in the machine's byte order."""
     if array.dtype not in DTYPES:
         expected = "a float32 or float64 array in native byte order"
-        raise TypeError(f"`{name}` must be {expected}; got dtype {array.dtype.str if array.dtype.kind == 'f' else array.dtype}")
+        given = array.dtype.str if array.dtype.kind == "f" else array.dtype
+        raise TypeError(f"`{name}` must be {expected}; got dtype {given}")
 
 
 def same_dtype(arrays: Mapping[str, Array | None]) -> None:
@@ -263,6 +263,8 @@ def output_array(array: Array, name: str, shape: tuple[int, ...], dtype: np.dtyp
         _refuse(ValueError, name, f"of shape {shape}", array.shape, "shape ")
     if array.dtype != dtype:
         _refuse(TypeError, name, f"of dtype {dtype}", array.dtype, "dtype ")
+    if 0 in shape:
+        return
     reached = 0  # bytes spanned by the dimensions of smaller stride
     for stride, size in sorted((abs(st), n) for st, n in zip(array.strides, shape, strict=True) if n > 1):
         if stride < reached + dtype.itemsize:
@@ -350,8 +352,7 @@ def not_a_stream(stream: object) -> NoReturn:
 
 def algorithm(value: object) -> Algorithm:
     """One of the algorithms, as a string."""
-    if value not in get_args(Algorithm):
-        _refuse(TypeError if not isinstance(value, str) else ValueError, "algorithm", _one_of(get_args(Algorithm)), value)
+    _one_of(value, get_args(Algorithm), "algorithm")
     return value  # type: ignore[return-value]  # mypy does not narrow by membership
 
 
@@ -382,7 +383,7 @@ def input_length(value: object, input_shape: tuple[int, ...] | None, weight_want
     """The length that the input has, or is said to have where it is not given."""
     if input_shape is None:
         if weight_wanted:
-            raise TypeError("`input` must be an array where `needs` names \"weight\"; got None")
+            raise TypeError('`input` must be an array where `needs` names "weight"; got None')
         if value is None:
             raise TypeError("`input_length` must be an integer where `input` is None; got None")
         return integer(value, "input_length", 1)
@@ -411,15 +412,14 @@ def padding_mode(value: object) -> None:
 
 def device(value: object) -> Literal["cpu", "cuda"]:
     """Where a layer keeps its weights."""
-    if value not in ("cpu", "cuda"):
-        _refuse(TypeError if not isinstance(value, str) else ValueError, "device", _one_of(("cpu", "cuda")), value)
+    _one_of(value, ("cpu", "cuda"), "device")
     return value  # type: ignore[return-value]  # mypy does not narrow by membership
 
 
 def layer_dtype(value: object) -> np.dtype[Any]:
     """float32 or float64."""
     try:
-        dtype = np.dtype(value)  # type: ignore[call-overload]  # any object may be asked for; numpy refuses
+        dtype: np.dtype[Any] = np.dtype(value)  # type: ignore[call-overload]  # NumPy refuses what it doesn't know
     except TypeError:
         _refuse(TypeError, "dtype", "float32 or float64", value)
     if value is None or dtype not in DTYPES:
@@ -458,12 +458,12 @@ def boolean(value: object, name: str) -> bool:
     return bool(value)
 
 
-def state_keys(state: object, expected: Sequence[str]) -> Mapping[str, Any]:
-    """A state dict with the layer's keys, no more and no fewer."""
+def state_keys(state: object, expected: Sequence[str], possible: Sequence[str] = ()) -> Mapping[str, Any]:
+    """A state dict with the layer's keys: all that are expected and none that is not possible."""
     if not isinstance(state, Mapping):
         _refuse(TypeError, "state_dict", "a mapping of names to arrays", state)
     missing = [key for key in expected if key not in state]
-    unexpected = [key for key in state if key not in expected]
+    unexpected = [key for key in state if key not in (*expected, *possible)]
     if missing or unexpected:
         raise ValueError(
             f"`state_dict` must have the keys {list(expected)}; missing keys: {missing}, unexpected keys: {unexpected}"
@@ -488,8 +488,12 @@ def _refuse(error: type[Exception], name: str, expected: str, given: object, kin
     raise error(f"`{name}` must be {expected}; got {shown}")
 
 
-def _one_of(names: Sequence[str]) -> str:
-    return "one of " + ", ".join(f'"{name}"' for name in names)
+def _one_of(value: object, names: Sequence[str], name: str) -> None:
+    expected = "one of " + ", ".join(f'"{n}"' for n in names)
+    if not isinstance(value, str):
+        _refuse(TypeError, name, expected, value)
+    if value not in names:
+        _refuse(ValueError, name, expected, value)
 
 
 def _shown(padding: int | Crops) -> str:

@@ -57,7 +57,7 @@ class Engine(Protocol):
         stream: Any,
         grad_input: Any,
     ) -> None:
-        """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight (C_in, C_out/groups, K)."""
+        """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight."""
 
     def grad_weight(
         self,
@@ -106,7 +106,7 @@ def engine_of(values: dict[str, Any]) -> Engine:
 def cuda_engine(name: str) -> Engine:
     """The CUDA engine, imported at its first use, which the argument `name` asks for."""
     try:
-        from . import cuda
+        from . import cuda  # noqa: PLC0415  # numba.cuda takes long to import and may be missing
     except ImportError as reason:
         checks.no_cuda(name, reason)
     return cuda.ENGINE

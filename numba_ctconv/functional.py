@@ -1,4 +1,4 @@
-"""The functions a user calls: check everything, compute the lengths, pick the engine, hand over. No loops, no kernels."""
+"""The functions a user calls: check everything, compute the lengths, pick the engine, hand over. No loops here."""
 
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 from . import checks
 from .checks import GradientName
 from .dispatch import Engine, engine_of
-from .geometry import crops_of, geometry_of, plan
 
 
 class Gradients(NamedTuple):

@@ -148,8 +148,7 @@ class ConvTranspose1d:
 
         By default all that the layer has: a layer without bias has no gradient of it.
         """
-        if needs is None:
-            needs = ("input", "weight") if self._bias is None else ("input", "weight", "bias")
+        own: tuple[GradientName, ...] = ("input", "weight") if self._bias is None else ("input", "weight", "bias")
         return conv_transpose1d_backward(
             grad_output,
             input,
@@ -159,7 +158,7 @@ class ConvTranspose1d:
             None,
             self.groups,
             self.dilation,
-            needs=needs,
+            needs=own if needs is None else needs,
             algorithm=self.algorithm,
             out=out,
             stream=stream,
@@ -187,8 +186,7 @@ class ConvTranspose1d:
         >>> ConvTranspose1d.from_state_dict(state, stride=2)
         ConvTranspose1d(4, 6, kernel_size=(3,), stride=(2,))
         """
-        has_bias = isinstance(state_dict, Mapping) and "bias" in state_dict
-        state = checks.state_keys(state_dict, ("weight", "bias") if has_bias else ("weight",))
+        state = checks.state_keys(state_dict, ("weight",), ("bias",))
         g = checks.integer(groups, "groups", 1)
         weight = engine_of({"weight": state["weight"]}).operands({"weight": state["weight"]})["weight"]
         in_channels, group_channels, kernel_size = checks.weight_sizes(weight.shape, g)
@@ -197,7 +195,7 @@ class ConvTranspose1d:
             group_channels * g,
             kernel_size,
             groups=g,
-            bias=has_bias,
+            bias="bias" in state,
             dtype=weight.dtype,
             **parameters,
         )

@@ -90,7 +90,7 @@ def _everywhere(shape: tuple[int, ...]) -> Any:
 
 
 @numba.njit
-def _output(x, w, b, stride, dilation, groups, crop_left, where):  # type: ignore[no-untyped-def]  # a kernel
+def _output(x, w, b, stride, dilation, groups, crop_left, where):
     in_channels, out_channels = x.shape[1] // groups, w.shape[1]  # of one group
     values = np.empty(len(where))
     for e in range(len(where)):
@@ -107,7 +107,7 @@ def _output(x, w, b, stride, dilation, groups, crop_left, where):  # type: ignor
 
 
 @numba.njit
-def _grad_input(dy, w, stride, dilation, groups, crop_left, where):  # type: ignore[no-untyped-def]  # a kernel
+def _grad_input(dy, w, stride, dilation, groups, crop_left, where):
     in_channels, out_channels = w.shape[0] // groups, w.shape[1]  # of one group
     values = np.empty(len(where))
     for e in range(len(where)):
@@ -124,7 +124,7 @@ def _grad_input(dy, w, stride, dilation, groups, crop_left, where):  # type: ign
 
 
 @numba.njit
-def _grad_weight(dy, x, stride, dilation, groups, crop_left, where):  # type: ignore[no-untyped-def]  # a kernel
+def _grad_weight(dy, x, stride, dilation, groups, crop_left, where):
     in_channels, out_channels = x.shape[1] // groups, dy.shape[1] // groups  # of one group
     values = np.empty(len(where))
     for e in range(len(where)):
@@ -141,7 +141,7 @@ def _grad_weight(dy, x, stride, dilation, groups, crop_left, where):  # type: ig
 
 
 @numba.njit
-def _grad_bias(dy, where):  # type: ignore[no-untyped-def]  # a kernel
+def _grad_bias(dy, where):
     values = np.empty(len(where))
     for e in range(len(where)):
         total = 0.0

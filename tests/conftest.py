@@ -18,19 +18,41 @@ def has_gpu() -> bool:
 
 if not has_gpu():  # before anything imports numba
     os.environ.setdefault("NUMBA_ENABLE_CUDASIM", "1")
+cores = os.cpu_count() or 1
+os.environ.setdefault("NUMBA_NUM_THREADS", str(max(4, cores)))  # tests ask for up to four threads,
+os.environ.setdefault("NUMBA_DEFAULT_NUM_THREADS", str(cores))  # whatever the machine has
 
 import numpy as np  # noqa: E402  # after the switch
 
 
+class PoisonedNumpy:
+    """NumPy, but new memory holds NaN."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    @staticmethod
+    def empty(shape, dtype):
+        return np.full(shape, np.nan, dtype)
+
+
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """New memory holds NaN, so that an element nobody wrote shows, instead of passing as a lucky zero."""
-    empty = np.empty
+    """The CPU engine gets memory full of NaN, so that an element nobody wrote shows instead of passing as zero."""
+    monkeypatch.setattr("numba_ctconv.cpu.np", PoisonedNumpy())
 
-    def poisoned(shape, dtype=float, *args, **kwargs):
-        array = empty(shape, dtype, *args, **kwargs)
-        if array.dtype.kind == "f":
-            array.fill(np.nan)
-        return array
 
-    monkeypatch.setattr(np, "empty", poisoned)
+@pytest.fixture
+def numba_threads():
+    """Set Numba's number of threads; `counts` are those that this process can have. Restored afterwards."""
+    import numba  # noqa: PLC0415  # not before the switch above
+
+    class Threads:
+        counts = tuple(range(1, numba.config.NUMBA_NUM_THREADS + 1))
+
+        def __call__(self, count: int) -> None:
+            numba.set_num_threads(count)
+
+    before = numba.get_num_threads()
+    yield Threads()
+    numba.set_num_threads(before)

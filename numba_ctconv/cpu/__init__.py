@@ -1,4 +1,4 @@
-"""The CPU engine: NumPy arrays in, NumPy arrays out. Allocates, sizes the tiles, calls kernels; no sample arithmetic."""
+"""The CPU engine: NumPy arrays in, NumPy arrays out. Allocates, sizes the tiles, calls the kernels."""
 
 from typing import Any
 
@@ -11,6 +11,8 @@ from . import forward as forward_kernels
 from . import grad_input as grad_input_kernels
 from . import grad_weight as grad_weight_kernels
 from . import target
+
+OVERLAP_WORK = 10_000  # candidate solutions that NumPy tries before a pair of strided arrays counts as sharing memory
 
 
 class CpuEngine:
@@ -37,7 +39,7 @@ class CpuEngine:
     def overlap(self, one: Any, other: Any) -> bool:
         """Whether two arrays share memory; pairs too intricate to tell count as sharing."""
         try:
-            return bool(np.shares_memory(one, other, max_work=10_000))
+            return bool(np.shares_memory(one, other, max_work=OVERLAP_WORK))  # type: ignore[arg-type]  # the stub lacks it
         except np.exceptions.TooHardError:
             return True
 
@@ -93,7 +95,7 @@ class CpuEngine:
         stream: None,
         grad_input: Any,
     ) -> None:
-        """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight (C_in, C_out/groups, K)."""
+        """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight."""
         if grad_input.size == 0:
             return
         plan, crop, workers = geometry.plan, geometry.crops.left, target.threads()

@@ -16,7 +16,7 @@ from .target import helper, kernel
 
 @kernel("r3 r3 r1 i i i i i i i c4 c3 w3")
 def gather(input, weight, bias, stride, dilation, phase_step, inverse, groups, crop_left, workers, sums, slab, output):
-    """sums is (workers, rows, phases, stretch), slab (workers, channels together, stretch and the shifts of its taps)."""
+    """Scratch: sums (workers, rows, phases, stretch), slab (workers, channels together, stretch and shifts)."""
     _, rows, phases, stretch = sums.shape
     group_rows = weight.shape[1]
     row_tiles = -(-group_rows // rows)

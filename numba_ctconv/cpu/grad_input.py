@@ -3,8 +3,8 @@
 Two kernels, called by the engine with its scratch memory; they neither allocate nor check. No two tasks write the same
 element, and each element is summed in one order, so neither threads nor tiles change a bit.
 
-gather   a task owns a tile of inputs (rows × stretch of time) and collects from the outputs that they reached; each tap's
-         outputs are copied next to each other once, for all rows of the tile.
+gather   a task owns a tile of inputs (rows × stretch of time) and collects from the outputs that they reached; the
+         outputs of a tap are copied next to each other once, for all rows of the tile.
 scatter  a task owns a stretch of an input row, to which every output gradient adds through the taps of its phase.
 """
 
@@ -16,7 +16,7 @@ from .target import helper, kernel
 
 @kernel("r3 r3 i i i i i c3 c3 w3")
 def gather(grad_output, weight, stride, dilation, groups, crop_left, workers, sums, slab, grad_input):
-    """sums is (workers, rows, stretch), slab (workers, channels together, stretch)."""
+    """Scratch: sums (workers, rows, stretch), slab (workers, channels together, stretch)."""
     _, rows, stretch = sums.shape
     batch, in_channels, input_length = grad_input.shape
     group_rows = in_channels // groups

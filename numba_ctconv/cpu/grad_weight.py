@@ -1,4 +1,4 @@
-"""Gradients of weight and bias on the CPU: dw[i, o, k] = Σ_n Σ_t x[n, i, t]·dy[n, o, t·stride + k·dilation - crop_left].
+"""Gradients of weight and bias on the CPU: dw[i, o, k] = Σ_n Σ_t x[n, i, t]·dy[o, t·stride + k·dilation - crop_left].
 
 Kernels, called by the engine with its scratch memory; they neither allocate nor check. No two tasks write the same
 element, and each element is summed in one order, in partial sums whose places do not depend on the threads.
@@ -17,7 +17,7 @@ from .target import kernel
 
 @kernel("r3 r3 i i i i i c3 c2 w3")
 def gather(grad_output, input, stride, dilation, groups, crop_left, workers, slab, tap, grad_weight):
-    """slab is (workers, rows, stretch) for the inputs, tap (workers, stretch) for the outputs that a tap reaches."""
+    """Scratch: slab (workers, rows, stretch) for inputs, tap (workers, stretch) for the outputs that a tap reaches."""
     batch, in_channels, input_length = input.shape
     _, group_channels, taps = grad_weight.shape
     output_length = grad_output.shape[2]
@@ -75,7 +75,7 @@ def scatter(grad_output, input, stride, dilation, groups, crop_left, workers, gr
 
 @kernel("r3 i c2 w1")
 def sum_channels(grad_output, workers, slab, grad_bias):
-    """grad_bias[o] = Σ_n Σ_l grad_output[n, o, l]; slab is (workers, stretch)."""
+    """Sum grad_output[n, o, l] over n and l. Scratch: slab (workers, stretch)."""
     batch, channels, output_length = grad_output.shape
     stretch = slab.shape[1]
     for worker in prange(workers):

@@ -1,4 +1,4 @@
-"""The innermost loops of the gather kernels, over contiguous rows so that they vectorise; helpers of all kernel files."""
+"""The innermost loops of all gather kernels, over contiguous rows so that they vectorise."""
 
 from .target import helper, reduction
 

@@ -51,8 +51,8 @@ class Kernel:
 
     `arguments` has a word an argument: "i" an integer; "r3" a three-dimensional array that is read, with any strides,
     read-only or not, aligned or not; "w3" one that is written, with any strides; "c3" contiguous scratch memory. So
-    a new layout of a caller's array costs no compilation. The last argument is an array and tells the dtype. The code is
-    kept on disk, or in memory where no folder for it can be written. The GIL is released.
+    a new layout of a caller's array costs no compilation. The last argument is an array and tells the dtype. The code
+    is kept on disk, or in memory where no folder for it can be written. The GIL is released.
     """
 
     def __init__(self, function: Callable[..., Any], arguments: list[str]) -> None:
@@ -99,7 +99,7 @@ def _keep_on_disk(compiled: Any) -> None:
         compiled.enable_caching()
     except RuntimeError:  # no folder that can be written: the code lives as long as the process
         return
-    compiled._cache._cache_file._source_stamp = _sources()
+    compiled._cache._cache_file._source_stamp = _sources()  # noqa: SLF001  # Numba has no public way
 
 
 @functools.cache
