@@ -61,19 +61,20 @@ def integer(value: object, name: str, minimum: int | None = None, maximum: int =
     if minimum is not None and value < minimum:
         _refuse(ValueError, name, f"at least {minimum}", value)
     if not -maximum <= value <= maximum:
-        _refuse(ValueError, name, f"at most {maximum}", value)
+        _refuse(ValueError, name, f"at most {maximum}" if value > 0 else f"at least {-maximum}", value)
     return value
 
 
 def padding(value: object) -> int | Crops:
     """A non-negative int, or the pair of crops that a sequence of two integers of either sign is."""
-    if isinstance(value, list | tuple) and len(value) == 2:
-        return Crops(integer(value[0], "padding[0]"), integer(value[1], "padding[1]"))
-    if isinstance(value, str):
-        _refuse(TypeError, "padding", "an integer or a pair (crop_left, crop_right)", value)
-    if isinstance(value, list | tuple) and len(value) != 1:
-        _refuse(ValueError, "padding", "an integer or a pair (crop_left, crop_right)", value)
-    p = integer(value, "padding")
+    expected = "an integer or a pair (crop_left, crop_right)"
+    if isinstance(value, list | tuple):
+        if len(value) == 2:
+            return Crops(integer(value[0], "padding[0]"), integer(value[1], "padding[1]"))
+        if len(value) != 1:
+            _refuse(ValueError, "padding", expected, value)
+        value = value[0]
+    p = integer(_index(value, "padding", expected), "padding")
     if p < 0:
         raise ValueError(
             f"`padding` must be at least 0 as an integer; got padding={p}. "
@@ -83,12 +84,18 @@ def padding(value: object) -> int | Crops:
 
 
 def parameters(
-    stride: object, padding_: object, output_padding: object, groups: object, dilation: object
+    stride: object,
+    padding_: object,
+    output_padding: object,
+    groups: object,
+    dilation: object,
+    *,
+    derived: bool = False,
 ) -> Parameters:
-    """Validate the integers of a call; `output_padding` may be None where the length of an array decides it."""
+    """Validate the integers of a call; `output_padding` may be None where it is derived from the length of an array."""
     s = integer(stride, "stride", 1, LARGEST_STEP)
     p = padding(padding_)
-    op = None if output_padding is None else integer(output_padding, "output_padding", 0)
+    op = None if derived and output_padding is None else integer(output_padding, "output_padding", 0)
     g = integer(groups, "groups", 1)
     d = integer(dilation, "dilation", 1, LARGEST_STEP)
     if op and isinstance(p, Crops):
@@ -200,8 +207,7 @@ def floating(array: Array, name: str) -> None:
     """float32 or float64, in the machine's byte order."""
     if array.dtype not in DTYPES:
         expected = "a float32 or float64 array in native byte order"
-        given = array.dtype.str if array.dtype.kind == "f" else array.dtype
-        raise TypeError(f"`{name}` must be {expected}; got dtype {given}")
+        raise TypeError(f"`{name}` must be {expected}; got dtype {array.dtype}")
 
 
 def same_dtype(arrays: Mapping[str, Array | None]) -> None:
@@ -253,7 +259,8 @@ def bias_shape(shape: tuple[int, ...], out_channels: int) -> None:
 def grad_output_shape(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> None:
     """(N, C_out, any length), or unbatched where the input is."""
     if len(shape) != len(expected) or any(e is not None and s != e for s, e in zip(shape, expected, strict=True)):
-        text = ", ".join("L_out" if e is None else str(e) for e in expected)
+        symbols = ("N", "C_out", "L_out")[-len(expected) :]
+        text = ", ".join(symbol if e is None else str(e) for symbol, e in zip(symbols, expected, strict=True))
         _refuse(ValueError, "grad_output", f"of shape ({text})", shape, "shape ")
 
 
@@ -278,6 +285,11 @@ def output_array(array: Array, name: str, shape: tuple[int, ...], dtype: np.dtyp
 def read_only(name: str) -> NoReturn:
     """An `out` that can't be written."""
     raise ValueError(f"`{name}` must be writeable; got a read-only array")
+
+
+def unaligned(name: str) -> NoReturn:
+    """A device array that a GPU can't load element by element."""
+    raise ValueError(f"`{name}` must lie at a multiple of its element size on a GPU; got an unaligned device array")
 
 
 def overlapping(name: str, other: str) -> NoReturn:
@@ -326,7 +338,12 @@ def mixed_devices(name: str, device: object, first: str, expected: object) -> No
 
 
 def no_cuda(name: str, reason: object) -> NoReturn:
-    """A device array where Numba finds no CUDA."""
+    """A device array, or a layer's device="cuda", where Numba finds no CUDA."""
+    if name == "device":
+        raise TypeError(
+            f'`device` must be "cpu" where numba.cuda can\'t be used; got "cuda" ({reason}). '
+            'Install the CUDA extra: pip install "numba-ctconv[cuda]".'
+        )
     raise TypeError(
         f"`{name}` must be a NumPy array where numba.cuda can't be used; got a CUDA device array ({reason}). "
         'Install the CUDA extra: pip install "numba-ctconv[cuda]".'
@@ -361,7 +378,10 @@ def needs(value: object) -> frozenset[GradientName]:
     names = get_args(GradientName)
     if isinstance(value, str) or not isinstance(value, Iterable):
         _refuse(TypeError, "needs", f"a sequence of names out of {names}", value)
-    wanted = frozenset(value)
+    try:
+        wanted = frozenset(value)
+    except TypeError:  # what no set can hold is no name either
+        wanted = frozenset()
     if not wanted or not wanted <= frozenset(names):
         _refuse(ValueError, "needs", f"a sequence of one or more names out of {names}", value)
     return wanted
@@ -406,8 +426,9 @@ def channels(in_channels: object, out_channels: object, groups: int) -> tuple[in
 
 def padding_mode(value: object) -> None:
     """Transposed convolution has one."""
-    if value != "zeros":
-        _refuse(ValueError, "padding_mode", '"zeros", the only mode of a transposed convolution', value)
+    if not isinstance(value, str) or value != "zeros":
+        expected = '"zeros", the only mode of a transposed convolution'
+        _refuse(ValueError if isinstance(value, str) else TypeError, "padding_mode", expected, value)
 
 
 def device(value: object) -> Literal["cpu", "cuda"]:
@@ -474,13 +495,13 @@ def state_keys(state: object, expected: Sequence[str], possible: Sequence[str] =
 # --- wording ----------------------------------------------------------------------------------------------------------
 
 
-def _index(value: object, name: str) -> int:
+def _index(value: object, name: str, expected: str = "an integer") -> int:
     if isinstance(value, bool | np.bool_):
-        _refuse(TypeError, name, "an integer", value)
+        _refuse(TypeError, name, expected, value)
     try:
         return operator.index(value)  # type: ignore[arg-type]  # the TypeError is the test
     except TypeError:
-        _refuse(TypeError, name, "an integer", value)
+        _refuse(TypeError, name, expected, value)
 
 
 def _refuse(error: type[Exception], name: str, expected: str, given: object, kind: str = "") -> NoReturn:

@@ -1,5 +1,6 @@
 """NumPy or device array? Picks the engine for the arrays of a call. Imports no framework, and CUDA only when needed."""
 
+from collections.abc import Collection
 from typing import Any, Protocol
 
 import numpy as np
@@ -84,11 +85,11 @@ class Engine(Protocol):
         """A contiguous copy of an array of this engine."""
 
 
-def engine_of(values: dict[str, Any]) -> Engine:
-    """The engine of the memory that all values given live in; None is skipped."""
+def engine_of(values: dict[str, Any], optional: Collection[str] = ()) -> Engine:
+    """The engine of the memory that all values live in; of those that are optional, None is passed over."""
     host = device = None
     for name, value in values.items():
-        if value is None:
+        if value is None and name in optional:
             continue
         if isinstance(value, np.ndarray):
             host = host or name
@@ -98,8 +99,6 @@ def engine_of(values: dict[str, Any]) -> Engine:
             checks.not_an_array(name, value)
     if host and device:
         checks.mixed_memory(host, device)
-    if not (host or device):
-        checks.not_an_array(next(iter(values)), None)
     return cuda_engine(device) if device else cpu.ENGINE
 
 
@@ -114,6 +113,7 @@ def cuda_engine(name: str) -> Engine:
 
 def _on_device(value: Any, name: str) -> bool:
     try:
-        return hasattr(value, "__cuda_array_interface__")
+        # Numba's arrays by their own mark: in its simulator they have no interface
+        return hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__")
     except RuntimeError:  # what torch says for a tensor that requires grad
         checks.requires_grad(name)

@@ -23,6 +23,9 @@ class Gradients(NamedTuple):
     bias: Any
 
 
+OUT_NAMES = tuple(f"out.{name}" for name in Gradients._fields)  # what errors call the arrays of a backward `out`
+
+
 def output_length(
     input_length: int,
     kernel_size: int,
@@ -156,13 +159,13 @@ def conv_transpose1d(
     >>> conv_transpose1d(x, w, stride=2, padding=(0, 1))
     array([[  1.,  10., 102.,  20.]])
     """
-    engine = engine_of({"input": input, "weight": weight, "bias": bias, "out": out})
+    given = {"input": input, "weight": weight, "bias": bias, "out": out}
+    engine = engine_of(given, optional=("bias", "out"))
     chosen = checks.algorithm(algorithm)
     p = checks.parameters(stride, padding, output_padding, groups, dilation)
-    given = {"input": input, "weight": weight, "bias": bias}
     arrays = engine.operands(given)
-    checks.same_dtype(arrays)
-    x, w, b = arrays["input"], arrays["weight"], arrays["bias"]
+    x, w, b, y = arrays.values()
+    checks.same_dtype({"input": x, "weight": w, "bias": b})
     sizes = checks.sizes(x.shape, w.shape, p.groups)
     if b is not None:
         checks.bias_shape(b.shape, sizes.out_channels)
@@ -170,12 +173,13 @@ def conv_transpose1d(
         p, sizes.kernel_size, sizes.input_length, checks.output_size(output_size, (len(x.shape),))
     )
     shape = (*x.shape[:-2], sizes.out_channels, geometry.output_length)
-    _check_out(engine, {"out": (out, shape)}, arrays)
+    _check_out(engine, given, arrays, {"out": shape})
     queue = engine.launch_stream(stream, given)
-    result = engine.empty(shape, x.dtype, input, queue) if out is None else out
-    y = _batched(engine, engine.operands({"out": result})["out"])
-    engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, queue, y)
-    return result
+    if out is None:
+        out = engine.empty(shape, x.dtype, input, queue)
+        y = engine.operands({"out": out})["out"]
+    engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, queue, _batched(engine, y))
+    return out
 
 
 def conv_transpose1d_backward(
@@ -237,16 +241,15 @@ def conv_transpose1d_backward(
     >>> g.input, g.weight, g.bias
     (array([[111., 111.]]), array([[[3., 3., 3.]]]), array([5.]))
     """
-    outs = {f"out.{name}": array for name, array in zip(Gradients._fields, out or (), strict=False)}
-    engine = engine_of({"grad_output": grad_output, "input": input, "weight": weight, **outs})
-    chosen = checks.algorithm(algorithm)
     wanted = checks.needs(needs)
-    given_out = Gradients(*checks.gradients_out(out, wanted))
-    p = checks.parameters(stride, padding, output_padding, groups, dilation)
-    given = {"grad_output": grad_output, "input": input, "weight": weight}
+    outs = dict(zip(OUT_NAMES, checks.gradients_out(out, wanted), strict=True))
+    given = {"grad_output": grad_output, "input": input, "weight": weight, **outs}
+    engine = engine_of(given, optional=("input", *OUT_NAMES))
+    chosen = checks.algorithm(algorithm)
+    p = checks.parameters(stride, padding, output_padding, groups, dilation, derived=True)
     arrays = engine.operands(given)
-    checks.same_dtype(arrays)
     dy, x, w = arrays["grad_output"], arrays["input"], arrays["weight"]
+    checks.same_dtype({"grad_output": dy, "input": x, "weight": w})
     length = checks.input_length(input_length, None if x is None else x.shape, "weight" in wanted)
     in_channels, channels_out, kernel_size = checks.weight_sizes(w.shape, p.groups)
     out_channels = channels_out * p.groups
@@ -257,17 +260,12 @@ def conv_transpose1d_backward(
         checks.grad_output_shape(dy.shape, (*x.shape[:-2], out_channels, None))
     geometry = checks.backward_geometry(p, kernel_size, length, dy.shape[-1])
     shapes = Gradients((*dy.shape[:-2], in_channels, length), w.shape, (out_channels,))
-    _check_out(
-        engine, {f"out.{name}": (a, s) for name, a, s in zip(shapes._fields, given_out, shapes, strict=True)}, arrays
-    )
+    _check_out(engine, given, arrays, dict(zip(OUT_NAMES, shapes, strict=True)))
     queue = engine.launch_stream(stream, given)
-
-    def result(name: str) -> Any:
-        array = getattr(given_out, name)
-        return engine.empty(getattr(shapes, name), dy.dtype, grad_output, queue) if array is None else array
-
-    results = Gradients(*(result(name) if name in wanted else None for name in Gradients._fields))
-    dx, dw, db = engine.operands(dict(zip(Gradients._fields, results, strict=True))).values()
+    for name, out_name, shape in zip(Gradients._fields, OUT_NAMES, shapes, strict=True):
+        if name in wanted and outs[out_name] is None:
+            outs[out_name] = engine.empty(shape, dy.dtype, grad_output, queue)
+    dx, dw, db = engine.operands(outs).values()
     dy = _batched(engine, dy)
     if dx is not None:
         engine.grad_input(dy, w, geometry, p.groups, chosen, queue, _batched(engine, dx))
@@ -275,19 +273,21 @@ def conv_transpose1d_backward(
         engine.grad_weight(dy, _batched(engine, x), geometry, p.groups, chosen, queue, dw)
     if db is not None:
         engine.grad_bias(dy, chosen, queue, db)
-    return results
+    return Gradients(*outs.values())
 
 
-def _check_out(engine: Engine, outs: dict[str, tuple[Any, tuple[int, ...]]], operands: dict[str, Any]) -> None:
-    """Hold every `out` given against its shape, the operands and the other outs."""
-    seen = {name: array for name, array in operands.items() if array is not None}
+def _check_out(
+    engine: Engine, values: dict[str, Any], arrays: dict[str, Any], shapes: dict[str, tuple[int, ...]]
+) -> None:
+    """Hold every `out` among the arrays against its shape, the operands and the other outs."""
+    seen = {name: array for name, array in arrays.items() if array is not None and name not in shapes}
     dtype = next(iter(seen.values())).dtype
-    for name, (value, shape) in outs.items():
-        if value is None:
+    for name, shape in shapes.items():
+        array = arrays[name]
+        if array is None:
             continue
-        array = engine.operands({name: value})[name]
         checks.output_array(array, name, shape, dtype)
-        if not engine.writeable(value):
+        if not engine.writeable(values[name]):
             checks.read_only(name)
         for other, taken in seen.items():
             if engine.overlap(array, taken):

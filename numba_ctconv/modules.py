@@ -85,6 +85,7 @@ class ConvTranspose1d:
         self.device = checks.device(device)
         self.dtype = checks.layer_dtype(dtype)
         self.algorithm = checks.algorithm(algorithm)
+        has_bias = checks.boolean(bias, "bias")
         generator = checks.generator(rng)
         bound = math.sqrt(self.groups / (self.out_channels * self.kernel_size))
         engine = self._engine()
@@ -93,7 +94,7 @@ class ConvTranspose1d:
             return engine.upload(generator.uniform(-bound, bound, shape).astype(self.dtype))
 
         self._weight = draw(self.in_channels, self.out_channels // self.groups, self.kernel_size)
-        self._bias = draw(self.out_channels) if checks.boolean(bias, "bias") else None
+        self._bias = draw(self.out_channels) if has_bias else None
 
     @property
     def weight(self) -> Any:
@@ -141,6 +142,7 @@ class ConvTranspose1d:
         input: Any,
         *,
         needs: Iterable[GradientName] | None = None,
+        input_length: int | None = None,
         out: Gradients | None = None,
         stream: Any = None,
     ) -> Gradients:
@@ -159,6 +161,7 @@ class ConvTranspose1d:
             self.groups,
             self.dilation,
             needs=own if needs is None else needs,
+            input_length=input_length,
             algorithm=self.algorithm,
             out=out,
             stream=stream,

@@ -156,3 +156,11 @@ def test_layers_pickle_and_copy(twin_of, bias):
     np.testing.assert_array_equal(twin(x), layer(x), strict=True)
     twin.weight = np.zeros_like(twin.weight)
     assert np.any(layer.weight)
+
+
+def test_backward_without_the_input():
+    layer = nc.ConvTranspose1d(2, 3, 4, stride=2, output_padding=1)
+    x = np.ones((1, 2, 5), np.float32)
+    y = layer(x)
+    alone = layer.backward(y, None, needs=("input",), input_length=5)
+    np.testing.assert_array_equal(alone.input, layer.backward(y, x).input, strict=True)

@@ -87,7 +87,12 @@ def test_any_problem_equals_definition_and_zero_stuffing(problem, algorithm, dty
 
 
 @settings(deadline=None, max_examples=200)
-@given(problems(), st.sampled_from(ALGORITHMS), *[st.sampled_from(sorted(LAYOUTS))] * 4, st.sampled_from(sorted(OUT_LAYOUTS)))
+@given(
+    problems(),
+    st.sampled_from(ALGORITHMS),
+    *[st.sampled_from(sorted(LAYOUTS))] * 4,
+    st.sampled_from(sorted(OUT_LAYOUTS)),
+)
 def test_any_layout_gives_the_bits_of_contiguous_arrays(problem, algorithm, lx, lw, lb, ldy, lout):
     operands = problem.operands(np.float32)
     expected = definition(problem, operands)

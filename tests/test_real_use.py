@@ -75,6 +75,8 @@ def test_inverse_stft_is_one_transposed_convolution(algorithm):
     channels = np.concatenate([spectrum.real, spectrum.imag], 1).T.astype(np.float32)  # (2·bins, frames)
 
     overlapped = nc.conv_transpose1d(channels, basis, stride=hop, algorithm=algorithm)[0]
-    envelope = nc.conv_transpose1d(np.ones((1, len(frames))), (window**2)[None, None], stride=hop, algorithm=algorithm)[0]
+    envelope = nc.conv_transpose1d(np.ones((1, len(frames))), (window**2)[None, None], stride=hop, algorithm=algorithm)[
+        0
+    ]
     start = slice(size, size + speech.size)
     np.testing.assert_allclose(overlapped[start] / envelope[start], speech, rtol=0, atol=1e-5)

@@ -35,7 +35,7 @@ class Mismatch(NamedTuple):
     """The first wrong element of a result."""
 
     array: str
-    index: tuple[int, ...]
+    place: tuple[int, ...]
     got: float
     expected: float
     wrong: int
@@ -44,7 +44,7 @@ class Mismatch(NamedTuple):
     def __str__(self) -> str:
         """In words."""
         return (
-            f"{self.array}[{', '.join(map(str, self.index))}] is {self.got:.9g}, expected {self.expected:.9g}; "
+            f"{self.array}[{', '.join(map(str, self.place))}] is {self.got:.9g}, expected {self.expected:.9g}; "
             f"{self.wrong} of {self.compared} elements compared are wrong"
         )
 
@@ -86,7 +86,7 @@ def terms(problem: Problem, array: str) -> int:
 def is_exact(problem: Problem, array: str, dtype: Any) -> bool:
     """Whether sums over the integer operands are exact in every order."""
     largest = LARGEST_INTEGER if array == "bias" else LARGEST_INTEGER**2
-    return terms(problem, array) * largest <= 2 ** (np.finfo(dtype).nmant + 1)
+    return terms(problem, array) * largest <= int(2 ** (np.finfo(dtype).nmant + 1))
 
 
 def first_mismatch(
@@ -163,8 +163,8 @@ def _reference(problem: Problem, operands: Operands, array: str, where: Any) -> 
         )
     parameters = {key: value for key, value in problem.parameters.items() if key != "output_padding"}
     nowhere = [np.empty((0, dimensions), np.int64) for dimensions in (3, 3, 1)]
-    at = tuple(where if name == array else nothing for name, nothing in zip(GRADIENTS, nowhere, strict=True))
+    asked: Any = tuple(where if name == array else none for name, none in zip(GRADIENTS, nowhere, strict=True))
     gradients = reference.conv_transpose1d_backward(
-        operands.grad_output, operands.input, operands.weight, **parameters, at=at
+        operands.grad_output, operands.input, operands.weight, **parameters, at=asked
     )
     return gradients[GRADIENTS.index(array)]

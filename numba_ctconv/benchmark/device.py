@@ -1,6 +1,6 @@
 """Where problems run: host memory, or a GPU. Moves operands there and results back, for peers and verification.
 
-numba.cuda is imported when a GPU is asked for, never before; a simulated one does not count.
+The CUDA engine is imported when a GPU is asked for, never before; a simulated GPU does not count.
 """
 
 import contextlib
@@ -29,31 +29,32 @@ def find_gpu() -> Gpu | str:
     if numba.config.ENABLE_CUDASIM:
         return "the CUDA simulator is on"
     try:
-        cuda = importlib.import_module("numba.cuda")
+        _engine()
     except ImportError as reason:
-        return f"numba.cuda can't be imported: {reason}"
+        return str(reason)
     try:
+        cuda = importlib.import_module("numba.cuda")
         device = cuda.get_current_device()
         driver = ".".join(str(part) for part in cuda.cudadrv.driver.driver.get_version())
         name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
         return Gpu(name, ".".join(str(part) for part in device.compute_capability), driver)
     except Exception as reason:  # noqa: BLE001  # whatever a missing or broken driver raises means: no GPU
-        words = [line.strip() for line in str(reason).splitlines() if line.strip(" :")]
-        return words[-1] if words else type(reason).__name__
+        lines = (line.strip() for line in str(reason).splitlines())
+        return next((line for line in lines if line and not line.endswith(":")), type(reason).__name__)
 
 
 def to_device(array: Any, device: Device) -> Any:
     """The array in the memory of `device`; None stays None."""
     if array is None or device == "cpu":
         return array
-    return importlib.import_module("numba.cuda").to_device(array)
+    return _engine().upload(array)
 
 
 def to_host(array: Any) -> Any:
     """The array as NumPy's; None stays None."""
     if array is None or isinstance(array, np.ndarray):
         return array
-    return array.copy_to_host()
+    return _engine().download(array)
 
 
 def operands_on(operands: Operands, device: Device) -> Operands:
@@ -79,6 +80,10 @@ def threads(count: int | None) -> Iterator[int]:
         yield numba.get_num_threads()
     finally:
         numba.set_num_threads(before)
+
+
+def _engine() -> Any:
+    return importlib.import_module("..cuda", __package__).ENGINE
 
 
 def _nothing() -> None:

@@ -21,9 +21,10 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 
 
 class Contestant(Protocol):
-    """One implementation on one device."""
+    """One implementation on one device; an `exact` one must sum integers without error."""
 
     name: str
+    exact: bool
 
     def prepare(self, problem: Problem, what: Pass, operands: Operands) -> Call:
         """A call that computes the pass from the host arrays `operands`, which are moved to the device first."""
@@ -51,6 +52,8 @@ def flops(problem: Problem, what: Pass) -> int:
 class Ours:
     """An algorithm of this package."""
 
+    exact = True
+
     def __init__(self, algorithm: str, device: Device) -> None:
         self.name = algorithm
         self._device: Device = device
@@ -77,6 +80,7 @@ class Torch:
     """torch's operators, with the crops that they can't express done as torch's users do: full length, then a slice."""
 
     name = "torch"
+    exact = False
 
     def __init__(self, torch: Any, device: Device) -> None:
         self._torch = torch
@@ -121,14 +125,17 @@ class Torch:
 
 def torch_installed() -> bool:
     """Whether torch can be found, without importing it."""
-    return importlib.util.find_spec("torch") is not None
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except (ImportError, ValueError):  # hidden from this process
+        return False
 
 
 @contextlib.contextmanager
 def torch_contestant(device: Device, threads: int) -> Iterator[Torch | None]:
-    """torch with so many threads and, on a GPU, in full float32 precision; its settings are put back afterwards.
+    """Make torch a contestant, with so many threads, and in full float32 precision on a GPU; put its settings back.
 
-    None where torch is not installed, or not for that device.
+    Yields None where torch is not installed, or not for that device.
     """
     if not torch_installed():
         yield None

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 # Idle threads spin for some milliseconds in GNU's OpenMP runtime, for 200 in LLVM's and Intel's.
 PAUSE = 0.25
-BLOCK_SECONDS = 0.02
+BLOCK_SECONDS = 0.05
 
 
 class Call(NamedTuple):
@@ -44,7 +44,7 @@ def interleaved(
     *,
     block_seconds: float = BLOCK_SECONDS,
     pause: float = PAUSE,
-    progress: Callable[[int], None] = lambda block: None,
+    progress: Callable[[int], None] | None = None,
 ) -> dict[str, Samples]:
     """Time every contestant in so many blocks, in turn; each round starts with the next contestant.
 
@@ -58,7 +58,7 @@ def interleaved(
         A block repeats its call until about so many seconds are filled, at least once.
     pause : float
         Seconds of rest before each block.
-    progress : callable
+    progress : callable, optional
         Called with the number of each round that starts.
 
     Returns
@@ -73,7 +73,8 @@ def interleaved(
         calls[name] = max(1, math.ceil(block_seconds / max(once, 1e-9)))
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for block in range(blocks):
-        progress(block)
+        if progress is not None:
+            progress(block)
         first = block % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(pause)

@@ -127,8 +127,9 @@ class Problem:
             groups = min(self.groups, 3)
             c_in, c_out = (min(c // self.groups, 2) * groups for c in (self.in_channels, self.out_channels))
         batch = None if self.batch is None else min(self.batch, 2)
+        crop = max(self.padding) if isinstance(self.padding, tuple) else self.padding
         # a length that still leaves an output where the crops are wide
-        length = min(self.input_length, max(input_length, -(-2 * max(np.ravel(self.padding)) // self.stride) + 3))
+        length = min(self.input_length, max(input_length, 3 - -2 * crop // self.stride))
         return dataclasses.replace(
             self, batch=batch, in_channels=c_in, out_channels=c_out, groups=groups, input_length=length
         )

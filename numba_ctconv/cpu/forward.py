@@ -10,7 +10,7 @@ scatter  a task owns a stretch of an output row, to which every input sample add
 
 from numba import prange
 
-from .rows import add_four, add_scaled, copy_row
+from .rows import add_four, add_scaled, copy_row, count_below, first_not_below
 from .target import helper, kernel
 
 
@@ -93,9 +93,7 @@ def store_phases(sums, tile, channel, l, stride, output):
     for c in range(rows):
         for p in range(phases):
             start = l + p
-            j_begin = max(-(start // stride), 0)
-            j_end = min(-((start - output.shape[1]) // stride), stretch)
-            for j in range(j_begin, j_end):
+            for j in range(first_not_below(-start, stride), count_below(output.shape[1] - start, stride, stretch)):
                 output[channel + c, start + j * stride] = sums[c, p, j]
 
 
@@ -116,12 +114,12 @@ def scatter(input, weight, bias, stride, dilation, groups, crop_left, workers, s
             l_end = (part + 1) * output_length // stretches
             for l in range(l_begin, l_end):
                 output[item, o, l] = bias[o] if bias.size else 0
-            t_begin = max(-((reach - crop_left - l_begin) // stride), 0)
-            t_end = min((l_end - 1 + crop_left) // stride + 1, input.shape[2])
+            t_begin = first_not_below(l_begin + crop_left - reach, stride)
+            t_end = count_below(l_end + crop_left, stride, input.shape[2])
             for channel in range(group * group_channels, (group + 1) * group_channels):
                 for t in range(t_begin, t_end):
                     start = t * stride - crop_left  # where tap 0 lands
-                    k_begin = max(-((start - l_begin) // dilation), 0)
-                    k_end = min(-((start - l_end) // dilation), taps)
+                    k_begin = first_not_below(l_begin - start, dilation)
+                    k_end = count_below(l_end - start, dilation, taps)
                     for k in range(k_begin, k_end):
                         output[item, o, start + k * dilation] += input[item, channel, t] * weight[channel, row, k]

@@ -10,7 +10,7 @@ scatter  a task owns a stretch of an input row, to which every output gradient a
 
 from numba import prange
 
-from .rows import add_four, add_scaled, copy_row
+from .rows import add_four, add_scaled, copy_row, count_below, first_not_below
 from .target import helper, kernel
 
 
@@ -52,8 +52,8 @@ def add_taps(grad_output, weight, stride, dilation, group, crop_left, first, las
         o = group * group_channels + channel
         for k in range(taps):
             start = k * dilation - crop_left  # the output that input 0 reaches
-            begin = max(t, -(start // stride))
-            end = min(t_end, -((start - output_length) // stride))
+            begin = max(t, first_not_below(-start, stride))
+            end = count_below(output_length - start, stride, t_end)
             if begin < end:
                 l, size = start + begin * stride, end - begin
                 for m in range(together):
@@ -88,18 +88,22 @@ def scatter(
             t_begin = part * input_length // stretches
             t_end = (part + 1) * input_length // stretches
             grad_input[item, i, t_begin:t_end] = 0
-            l_begin = max(t_begin * stride - crop_left, 0)
-            l_end = min((t_end - 1) * stride + dilation * (taps - 1) - crop_left + 1, output_length)
             for channel in range(group_channels):
                 o = group * group_channels + channel
-                for l in range(l_begin, l_end):
-                    q, phase = (l + crop_left) // stride, (l + crop_left) % stride
-                    if phase % phase_step == 0:
-                        # tap k_first + m·tap_step comes from input t - m·shift_step
-                        k_first = phase // phase_step * inverse % tap_step
-                        t = q - k_first * dilation // stride
-                        m_begin = max(-((t_end - 1 - t) // shift_step), 0)
-                        m_end = min((t - t_begin) // shift_step + 1, -((k_first - taps) // tap_step))
+                for phase in range(0, stride, phase_step):
+                    k_first = phase // phase_step * inverse % tap_step
+                    phase_taps = count_below(taps - k_first, tap_step, taps)
+                    shift = k_first * dilation // stride
+                    # the positions q of this phase that lie in the output and come from [t_begin, t_end)
+                    start = phase - crop_left
+                    q_begin = max(t_begin + shift, first_not_below(-start, stride))
+                    q_end = count_below(output_length - start, stride, t_end + shift + phase_taps * shift_step)
+                    for q in range(q_begin, q_end):
+                        # tap k_first + m·tap_step brings it from input q - shift - m·shift_step
+                        m_begin = first_not_below(q - shift - (t_end - 1), shift_step)
+                        m_end = count_below(q - shift - t_begin + 1, shift_step, phase_taps)
                         for m in range(m_begin, m_end):
                             w = weight[i, channel, k_first + m * tap_step]
-                            grad_input[item, i, t - m * shift_step] += w * grad_output[item, o, l]
+                            grad_input[item, i, q - shift - m * shift_step] += (
+                                w * grad_output[item, o, start + q * stride]
+                            )

@@ -11,7 +11,7 @@ sum_channels the gradient of the bias: a task owns a channel.
 
 from numba import prange
 
-from .rows import copy_row, dot, total
+from .rows import copy_row, count_below, dot, first_not_below, total
 from .target import kernel
 
 
@@ -40,8 +40,8 @@ def gather(grad_output, input, stride, dilation, groups, crop_left, workers, sla
                         copy_row(slab[worker, i - first, : t_end - t], input[item, i, t:t_end])
                     for k in range(taps):
                         start = k * dilation - crop_left  # the output that input 0 reaches
-                        begin = max(t, -(start // stride))
-                        end = min(t_end, -((start - output_length) // stride))
+                        begin = max(t, first_not_below(-start, stride))
+                        end = count_below(output_length - start, stride, t_end)
                         if begin < end:
                             l, size = start + begin * stride, end - begin
                             dy = tap[worker, :size]
@@ -66,8 +66,8 @@ def scatter(grad_output, input, stride, dilation, groups, crop_left, workers, gr
             for item in range(batch):
                 for t in range(input_length):
                     start = t * stride - crop_left  # where tap 0 lands
-                    k_begin = max(-(start // dilation), 0)
-                    k_end = min(-((start - output_length) // dilation), taps)
+                    k_begin = first_not_below(-start, dilation)
+                    k_end = count_below(output_length - start, dilation, taps)
                     for k in range(k_begin, k_end):
                         dy = grad_output[item, o, start + k * dilation]
                         grad_weight[i, channel, k] += input[item, i, t] * dy

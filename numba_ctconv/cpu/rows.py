@@ -1,6 +1,23 @@
-"""The innermost loops of all gather kernels, over contiguous rows so that they vectorise."""
+"""What all kernels share: where a walk in steps begins and ends, and the innermost loops of the gather kernels.
+
+Those run over contiguous rows, so that they vectorise.
+"""
 
 from .target import helper, reduction
+
+
+@helper
+def first_not_below(x, step):
+    """The smallest n ≥ 0 with n·step ≥ x; divides only where it is not 0."""
+    return 0 if x <= 0 else -(-x // step)
+
+
+@helper
+def count_below(x, step, count):
+    """How many n in [0, count) have n·step < x; divides only where it is neither none nor all."""
+    if x <= 0:
+        return 0
+    return count if (count - 1) * step < x else -(-x // step)
 
 
 @helper

@@ -1,0 +1,188 @@
+"""The CUDA engine: views of device arrays in, kernels queued on a stream. Called by functional and modules.
+
+It allocates, converts and launches, and does no arithmetic on samples. Nothing here waits for the GPU but the transfers
+upload, download and copy.
+"""
+
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+from numba import cuda
+
+from .. import checks
+from ..checks import Algorithm
+from ..geometry import Geometry
+
+if find_spec("numba_cuda") is None:
+    raise ImportError("numba-cuda is not installed")
+if not cuda.is_available():
+    raise ImportError(f"Numba finds no GPU it can use: {' '.join((cuda.cuda_error() or 'no NVVM').split())}")
+
+from . import arrays, launch, producers
+from . import fill as fill_kernels
+from . import forward as forward_kernels
+from . import grad_input as grad_input_kernels
+from . import grad_weight as grad_weight_kernels
+from .arrays import Queue
+
+
+class CudaEngine:
+    """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run."""
+
+    def operands(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Views of the arrays of a call, all on one GPU; None stays None."""
+        views: dict[str, Any] = {}
+        first: tuple[str, int] | None = None
+        for name, value in values.items():
+            if value is None:
+                views[name] = None
+                continue
+            memory: Any = arrays.memory_of(value)
+            if memory.masked:
+                checks.masked(name)
+            checks.floating(memory, name)
+            if not arrays.aligned(memory):
+                checks.unaligned(name)
+            device = producers.device(value)
+            if first is None and device is not None:
+                first = (name, device)
+            if first is not None and device not in (None, first[1]):
+                checks.mixed_devices(name, device, *first)
+            views[name] = arrays.view(memory, value)
+        return views
+
+    def batched(self, array: Any) -> Any:
+        """A view with a leading dimension of one."""
+        return arrays.batched(array)
+
+    def writeable(self, value: Any) -> bool:
+        """Whether `value` may be written."""
+        return not arrays.memory_of(value).read_only
+
+    def overlap(self, one: Any, other: Any) -> bool:
+        """Whether two arrays share memory, or lie in each other's gaps."""
+        return arrays.overlap(one, other)
+
+    def launch_stream(self, stream: Any, values: dict[str, Any]) -> Queue:
+        """Where the work of a call is queued: `stream`, or that of the first of `values`; it waits for the others'."""
+        return producers.queue_of(stream, values)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: Any, stream: Queue) -> Any:
+        """A new value from the library that `like` comes from."""
+        return producers.producer_of(like).empty(shape, dtype, stream)
+
+    def forward(
+        self,
+        input: Any,
+        weight: Any,
+        bias: Any,
+        geometry: Geometry,
+        groups: int,
+        algorithm: Algorithm,
+        stream: Queue,
+        output: Any,
+    ) -> None:
+        """Overwrite output (N, C_out, L_out) from input (N, C_in, L_in), weight and bias (C_out) or None."""
+        plan = geometry.plan
+        added = arrays.nothing(output.dtype) if bias is None else bias
+        place = (geometry.crops.left, groups, output)
+        if algorithm == "scatter":
+            _launch(fill_kernels.fill, launch.thread_each(output.size), stream, added, output)
+            added_to = (input, weight, plan.stride, plan.dilation, *place)
+            _launch(forward_kernels.scatter, launch.thread_each(input.size), stream, *added_to)
+        else:
+            operands = (input, weight, added, plan.stride, plan.dilation, plan.phase_step, plan.inverse, *place)
+            _launch(forward_kernels.gather, launch.thread_each(output.size), stream, *operands)
+
+    def grad_input(
+        self,
+        grad_output: Any,
+        weight: Any,
+        geometry: Geometry,
+        groups: int,
+        algorithm: Algorithm,
+        stream: Queue,
+        grad_input: Any,
+    ) -> None:
+        """Overwrite grad_input (N, C_in, L_in) from grad_output and weight."""
+        plan = geometry.plan
+        place = (geometry.crops.left, groups, grad_input)
+        if algorithm == "scatter":
+            _zero(grad_input, stream)
+            added_to = (grad_output, weight, plan.stride, plan.dilation, plan.phase_step, plan.inverse, *place)
+            _launch(grad_input_kernels.scatter, launch.thread_each(grad_output.size), stream, *added_to)
+        else:
+            operands = (grad_output, weight, plan.stride, plan.dilation, *place)
+            _launch(grad_input_kernels.gather, launch.thread_each(grad_input.size), stream, *operands)
+
+    def grad_weight(
+        self,
+        grad_output: Any,
+        input: Any,
+        geometry: Geometry,
+        groups: int,
+        algorithm: Algorithm,
+        stream: Queue,
+        grad_weight: Any,
+    ) -> None:
+        """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
+        plan = geometry.plan
+        operands = (grad_output, input, plan.stride, plan.dilation, geometry.crops.left, groups, grad_weight)
+        if algorithm == "scatter":
+            _zero(grad_weight, stream)
+            _launch(grad_weight_kernels.scatter, launch.thread_each(input.size), stream, *operands)
+        else:
+            _launch(grad_weight_kernels.gather, launch.block_each(grad_weight.size), stream, *operands)
+
+    def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: Queue, grad_bias: Any) -> None:
+        """Overwrite grad_bias (C_out) from grad_output."""
+        if algorithm == "scatter":
+            _zero(grad_bias, stream)
+            each = launch.thread_each(grad_output.size)
+            _launch(grad_weight_kernels.bias_scatter, each, stream, grad_output, grad_bias)
+        else:
+            each = launch.block_each(grad_bias.size)
+            _launch(grad_weight_kernels.bias_gather, each, stream, grad_output, grad_bias)
+
+    def upload(self, host: Any) -> Any:
+        """A device array with the contents of a NumPy array, ready for every stream."""
+        array = cuda.to_device(np.array(host, order="C"))
+        cuda.default_stream().synchronize()
+        return array
+
+    def copy(self, value: Any) -> Any:
+        """A contiguous device array of Numba's with the contents of any device array, ready for every stream."""
+        memory = arrays.memory_of(value)
+        queue = producers.queue_of(None, {"value": value})
+        with arrays.on_device(queue):
+            new = cuda.device_array(memory.shape, memory.dtype)
+            source, target = arrays.view(memory, value), arrays.view(arrays.memory_of(new), new)
+            each = launch.thread_each(target.size)
+            _launch(fill_kernels.copy, each, queue, _three_dimensional(source), _three_dimensional(target))
+            (arrays.stream_of(queue.stream) or cuda.default_stream()).synchronize()
+        return new
+
+    def download(self, value: Any) -> Any:
+        """A NumPy array with the contents of any device array."""
+        return self.copy(value).copy_to_host()
+
+
+ENGINE = CudaEngine()
+
+
+def _launch(kernel: Any, configuration: launch.Configuration, queue: Queue, *arguments: Any) -> None:
+    """Queue a kernel, if there is anything for it to do."""
+    if configuration.blocks:
+        with arrays.on_device(queue):
+            kernel[configuration.blocks, configuration.threads, arrays.stream_of(queue.stream)](*arguments)
+
+
+def _zero(array: Any, queue: Queue) -> None:
+    """Queue the zeros that a scatter kernel adds to."""
+    none = arrays.nothing(array.dtype)
+    _launch(fill_kernels.fill, launch.thread_each(array.size), queue, none, _three_dimensional(array))
+
+
+def _three_dimensional(array: Any) -> Any:
+    return array if len(array.shape) == 3 else _three_dimensional(arrays.batched(array))

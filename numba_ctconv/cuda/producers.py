@@ -1,0 +1,147 @@
+"""The libraries that device arrays come from: on which device and stream they work, and how they allocate.
+
+Called by the engine. A library is asked only where its user has imported it.
+"""
+
+import operator
+import sys
+from typing import Any, Protocol
+
+import numpy as np
+from numba import cuda
+
+from .. import checks
+from . import arrays
+from .arrays import Queue
+
+
+class Producer(Protocol):
+    """What the engine asks of a library."""
+
+    def device(self, value: Any) -> int | None:
+        """The number of the GPU that a value is on; None where it has no elements."""
+
+    def stream(self, value: Any) -> int | None:
+        """The stream that a value is worked on, as a pointer; None where the library orders nothing."""
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], queue: Queue) -> Any:
+        """A new value, in memory that work on the queue may use."""
+
+    def keep(self, value: Any, queue: Queue) -> None:
+        """Keep the memory of a value from being used again before the work queued is done."""
+
+
+class Numba:
+    """Numba's own arrays, and those of any library that is not known here."""
+
+    def device(self, value: Any) -> int | None:
+        """By its address."""
+        return arrays.device_of(arrays.memory_of(value))
+
+    def stream(self, value: Any) -> int | None:
+        """As its interface says."""
+        return arrays.memory_of(value).stream
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], queue: Queue) -> Any:
+        """From the driver: slow, and no part of a captured graph; `out` spares it."""
+        with arrays.on_device(queue):
+            return cuda.device_array(shape, dtype, stream=arrays.stream_of(queue.stream))
+
+    def keep(self, value: Any, queue: Queue) -> None:
+        """Numba frees through the driver, which waits."""
+
+
+class CuPy(Numba):
+    """CuPy's arrays, from CuPy's pool."""
+
+    def device(self, value: Any) -> int | None:
+        """As the array says."""
+        return int(value.device.id)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], queue: Queue) -> Any:
+        """From the pool of the launch stream."""
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(queue.device), cupy.cuda.ExternalStream(queue.stream):
+            return cupy.empty(shape, dtype)
+
+    def keep(self, value: Any, queue: Queue) -> None:
+        """CuPy's pool can't be told; with a `stream` other than CuPy's, the caller keeps what is in use."""
+
+
+class Torch:
+    """torch's tensors, from torch's caching allocator."""
+
+    def device(self, value: Any) -> int | None:
+        """As the tensor says."""
+        return int(value.device.index)
+
+    def stream(self, value: Any) -> int | None:
+        """The current one of torch; the interface does not say."""
+        return int(sys.modules["torch"].cuda.current_stream(value.device).cuda_stream)
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], queue: Queue) -> Any:
+        """From the allocator's pool of the launch stream, which may write to it at once."""
+        torch = sys.modules["torch"]
+        with torch.cuda.stream(self._stream(queue)):
+            return torch.empty(shape, dtype=getattr(torch, dtype.name), device=f"cuda:{queue.device}")
+
+    def keep(self, value: Any, queue: Queue) -> None:
+        """By telling the allocator."""
+        value.record_stream(self._stream(queue))
+
+    def _stream(self, queue: Queue) -> Any:
+        return sys.modules["torch"].cuda.ExternalStream(queue.stream, device=f"cuda:{queue.device}")
+
+
+NUMBA, CUPY, TORCH = Numba(), CuPy(), Torch()
+
+
+def producer_of(value: Any) -> Producer:
+    """The library that a value comes from."""
+    for library, array_type, producer in (("torch", "Tensor", TORCH), ("cupy", "ndarray", CUPY)):
+        known = getattr(sys.modules.get(library), array_type, None)
+        if known is not None and isinstance(value, known):
+            return producer
+    return NUMBA
+
+
+def device(value: Any) -> int | None:
+    """The number of the GPU that a value is on; None where it has no elements."""
+    return producer_of(value).device(value)
+
+
+def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
+    """The queue of a call: `stream`, or that of the first of `values`; it waits for the streams of all of them."""
+    given = [(value, producer_of(value)) for value in values.values() if value is not None]
+    own = [producer.stream(value) for value, producer in given]
+    streams = [None if pointer is None else _legacy_as_default(pointer) for pointer in own]
+    devices = (device(value) for value, _ in given)
+    place = next((number for number in devices if number is not None), None)
+    queue = Queue(
+        arrays.current_device() if place is None else place,
+        (streams[0] or 0) if stream is None else _pointer(stream),
+    )
+    for pointer in {pointer for pointer in streams if pointer is not None} - {queue.stream}:
+        arrays.wait(queue, pointer)
+    for (value, producer), other in zip(given, streams, strict=True):
+        if other not in (None, queue.stream):
+            producer.keep(value, queue)
+    return queue
+
+
+def _pointer(stream: Any) -> int:
+    """The pointer of whatever a library calls a stream."""
+    if arrays.is_simulated_stream(stream):
+        return 0
+    if hasattr(stream, "__cuda_stream__"):
+        _, stream = stream.__cuda_stream__()
+    else:  # torch's, CuPy's, or a pointer itself
+        stream = getattr(stream, "cuda_stream", getattr(stream, "ptr", stream))
+    if isinstance(stream, bool) or not hasattr(stream, "__index__") or operator.index(stream) < 0:
+        checks.not_a_stream(stream)
+    return _legacy_as_default(operator.index(stream))
+
+
+def _legacy_as_default(pointer: int) -> int:
+    """The legacy default stream has two pointers; torch takes 0 alone."""
+    return 0 if pointer == 1 else pointer

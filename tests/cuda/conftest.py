@@ -1,0 +1,32 @@
+"""What the CUDA tests share: the real GPU where there is one, else Numba's simulator on launches it can carry."""
+
+import os
+import sys
+
+import pytest
+
+SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # set by the conftest above, which looks for a GPU
+
+
+@pytest.fixture(autouse=True)
+def launches(monkeypatch):
+    """Make launches so small that the simulator, where a thread is a thread of Python, carries them.
+
+    Odd sizes, and fewer threads than elements, so that every loop strides over the grid and trees are lopsided.
+    """
+    if SIMULATED:
+        from numba_ctconv.cuda import launch  # noqa: PLC0415  # after the skips of the test modules
+
+        monkeypatch.setattr(launch, "THREADS", 3)
+        monkeypatch.setattr(launch, "FEWEST_BLOCKS", 1)
+        monkeypatch.setattr(launch, "MOST_BLOCKS", 1)
+        monkeypatch.setattr(launch, "LANES", 3)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def eager_switching():
+    """Let waiting simulated threads run at once: by default each barrier costs a switch interval of 5 ms."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
