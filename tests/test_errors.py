@@ -1157,9 +1157,9 @@ def test_subclasses_of_ndarray_are_taken_as_plain_arrays():
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: nc.conv_transpose1d(values(1, 2, 5), values(2, 3, 4), output_padding=None),
-        lambda: nc.output_length(5, 4, output_padding=None),
-        lambda: nc.ConvTranspose1d(2, 3, 4, output_padding=None),
+        lambda: numba_ctconv.conv_transpose1d(values(1, 2, 5), values(2, 3, 4), output_padding=None),
+        lambda: numba_ctconv.output_length(5, 4, output_padding=None),
+        lambda: numba_ctconv.ConvTranspose1d(2, 3, 4, output_padding=None),
     ],
     ids=["conv_transpose1d", "output_length", "ConvTranspose1d"],
 )

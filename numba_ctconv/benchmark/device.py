@@ -29,15 +29,9 @@ def find_gpu() -> Gpu | str:
     if numba.config.ENABLE_CUDASIM:
         return "the CUDA simulator is on"
     try:
-        _engine()
+        return Gpu(**_engine().describe())
     except ImportError as reason:
         return str(reason)
-    try:
-        cuda = importlib.import_module("numba.cuda")
-        device = cuda.get_current_device()
-        driver = ".".join(str(part) for part in cuda.cudadrv.driver.driver.get_version())
-        name = device.name.decode() if isinstance(device.name, bytes) else str(device.name)
-        return Gpu(name, ".".join(str(part) for part in device.compute_capability), driver)
     except Exception as reason:  # noqa: BLE001  # whatever a missing or broken driver raises means: no GPU
         lines = (line.strip() for line in str(reason).splitlines())
         return next((line for line in lines if line and not line.endswith(":")), type(reason).__name__)
@@ -66,8 +60,7 @@ def synchronizer(device: Device) -> Callable[[], None]:
     """What waits until all work queued on `device` is done."""
     if device == "cpu":
         return _nothing
-    synchronize: Callable[[], None] = importlib.import_module("numba.cuda").synchronize
-    return synchronize
+    return _engine().synchronize  # type: ignore[no-any-return]  # the engine is imported by name
 
 
 @contextlib.contextmanager

@@ -167,6 +167,14 @@ class CudaEngine:
         """A NumPy array with the contents of any device array."""
         return self.copy(value).copy_to_host()
 
+    def synchronize(self) -> None:
+        """Wait for all that is queued on the current GPU."""
+        cuda.synchronize()
+
+    def describe(self) -> dict[str, str]:
+        """The name, compute capability and driver of the current GPU."""
+        return arrays.describe_device()
+
 
 ENGINE = CudaEngine()
 

@@ -149,6 +149,16 @@ def current_device() -> int:
     return 0 if len(cuda.gpus) == 1 else cuda.get_current_device().id
 
 
+def describe_device() -> dict[str, str]:
+    """The name, compute capability and driver of the current GPU."""
+    device = cuda.get_current_device()
+    return {
+        "name": device.name.decode() if isinstance(device.name, bytes) else str(device.name),
+        "compute_capability": ".".join(str(part) for part in device.compute_capability),
+        "driver": ".".join(str(part) for part in driver.driver.get_version()),
+    }
+
+
 def on_device(queue: Queue) -> contextlib.AbstractContextManager[Any]:
     """Makes the GPU of the queue the current one."""
     return contextlib.nullcontext() if len(cuda.gpus) == 1 else cuda.gpus[queue.device]
