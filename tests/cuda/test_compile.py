@@ -18,11 +18,14 @@ GATHERING = {"forward.gather", "grad_input.gather", "grad_weight.gather", "grad_
 COMPILE = """
 import importlib, json, sys
 from types import SimpleNamespace
+from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+try:
+    load_nvidia_dynamic_lib("nvvm")
+    load_nvidia_dynamic_lib("nvrtc")
+except DynamicLibNotFoundError:
+    sys.exit(77)
 from numba import cuda
 from numba.cuda import dispatcher, types
-from numba.cuda.cudadrv import nvvm
-if not nvvm.is_available():
-    sys.exit(77)
 capability = (int(sys.argv[1]), 0)
 dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
 cuda.is_available = lambda: True
@@ -56,7 +59,7 @@ def ptx(request):
     command = [sys.executable, "-W", "error", "-c", COMPILE, str(request.param)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 77:
-        pytest.skip("the compiler of the CUDA toolkit (NVVM) is not installed")
+        pytest.skip("the compilers of the CUDA toolkit (NVVM, NVRTC) are not installed: numba-cuda[cu13]")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
