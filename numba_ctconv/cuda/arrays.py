@@ -85,6 +85,8 @@ def view(memory: Memory, owner: Any) -> Any:
         "strides": memory.strides,
         "typestr": memory.dtype.str,
     }
+    if SIMULATED and memory.address == 0:  # no elements; NumPy 2.0 takes no interface without an address
+        return SimulatedArray(np.empty(memory.shape, memory.dtype))
     if SIMULATED:
         return SimulatedArray(np.asarray(_Exported(interface, owner)))
     array = cuda.from_cuda_array_interface(interface, owner, sync=False)
