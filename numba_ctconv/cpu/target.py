@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numba
 import numpy as np
 from numba import types
+from numba.core import registry
 
 # Contraction lets a product and a sum become one FMA; nothing else is relaxed, so order, NaN and Inf hold.
 EXACT = {"contract"}
@@ -41,22 +42,23 @@ def reduction(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, error_model="numpy", fastmath=REDUCTION)(function)
 
 
-def kernel(arguments: str) -> Callable[[Callable[..., Any]], "Kernel"]:
+def kernel(arguments: str, sizes: type | None = None) -> Callable[[Callable[..., Any]], "Kernel"]:
     """Decorate a kernel with what it takes, a letter and a digit each: see :class:`Kernel`."""
-    return lambda function: Kernel(function, arguments.split())
+    return lambda function: Kernel(function, arguments.split(), sizes)
 
 
 class Kernel:
     """A parallel function compiled once for each dtype, on its first call, for arrays of any strides.
 
     `arguments` has a word an argument: "i" an integer; "r3" a three-dimensional array that is read, with any strides,
-    read-only or not, aligned or not; "w3" one that is written, with any strides; "c3" contiguous scratch memory. So
-    a new layout of a caller's array costs no compilation. The last argument is an array and tells the dtype. The code
+    read-only or not, aligned or not; "w3" one that is written, with any strides; "c3" contiguous scratch memory, "n1" of
+    integers that are read and "o1" of integers that are written; "s" a named tuple of integers, of the class `sizes`. So a new layout of a caller's array costs no compilation. The last argument is an array and tells the dtype. The code
     is kept on disk, or in memory where no folder for it can be written. The GIL is released.
     """
 
-    def __init__(self, function: Callable[..., Any], arguments: list[str]) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: list[str], sizes: type | None = None) -> None:
         self.function = function
+        self.sizes = sizes
         self.arguments = arguments
         self.compiled: dict[np.dtype[Any], Any] = {}
         self._compiling = threading.Lock()
@@ -75,22 +77,27 @@ class Kernel:
             "r": lambda dimensions: types.Array(element, dimensions, "A", readonly=True, aligned=False),
             "w": lambda dimensions: types.Array(element, dimensions, "A", aligned=False),
             "c": lambda dimensions: types.Array(element, dimensions, "C"),
+            "n": lambda dimensions: types.Array(types.int64, dimensions, "C", readonly=True),
+            "o": lambda dimensions: types.Array(types.int64, dimensions, "C"),
         }
-        return types.void(*(types.int64 if a == "i" else layouts[a[0]](int(a[1])) for a in self.arguments))
+        whole = {"i": types.int64}
+        if self.sizes is not None:
+            whole["s"] = types.NamedUniTuple(types.int64, len(self.sizes._fields), self.sizes)
+        return types.void(*(whole[a] if a in whole else layouts[a[0]](int(a[1])) for a in self.arguments))
 
     def compile(self, dtype: np.dtype[Any]) -> Any:
         """The compiled function for a dtype."""
         with self._compiling:
             if dtype not in self.compiled:
                 compiled = numba.njit(parallel=True, nogil=True, error_model="numpy", fastmath=EXACT)(self.function)
-                _keep_on_disk(compiled)
+                keep_on_disk(compiled)
                 compiled.compile(self.signature(dtype))
                 compiled.disable_compile()
                 self.compiled[dtype] = compiled
             return self.compiled[dtype]
 
 
-def _keep_on_disk(compiled: Any) -> None:
+def keep_on_disk(compiled: Any) -> None:
     """Cache the code where a folder can be written, and let it serve only for the sources that it was made from.
 
     Numba itself looks at the file of the kernel alone; the helpers that are compiled into it stand in others.
@@ -123,6 +130,26 @@ def _launching() -> contextlib.AbstractContextManager[Any]:
 def threads() -> int:
     """Workers that a kernel may keep busy: Numba's setting for the calling thread."""
     return int(numba.get_num_threads())
+
+
+@functools.cache
+def vector_bytes() -> int:
+    """Width of the widest vectors that the host computes with: 64 (AVX-512), 32 (AVX2) or 16 (NEON, and the rest)."""
+    features = _features()
+    return 64 if "avx512f" in features else 32 if {"avx2", "fma"} <= features else 16
+
+
+@functools.cache
+def vector_registers() -> int:
+    """Vector registers of the host."""
+    features = _features()
+    return 32 if "avx512f" in features or "neon" in features else 16
+
+
+def _features() -> set[str]:
+    """What Numba compiles for: the host's features, or those that its settings name."""
+    target_machine = registry.cpu_target.target_context.codegen().magic_tuple()
+    return {name[1:] for name in target_machine[2].split(",") if name.startswith("+")}
 
 
 class Tile(NamedTuple):

@@ -1,0 +1,48 @@
+"""Addresses in Numba code: where an array lies, copying bytes, and calling a compiled tile. Used by the tiled kernels.
+
+An address is an int64, so that sums with other integers stay integers.
+"""
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+TILE_ARGUMENTS = 9  # of microkernels.SIGNATURE
+_BYTES = ir.IntType(8).as_pointer()
+
+
+@intrinsic
+def address_of(typingctx, array):
+    """Address of the first element."""
+
+    def codegen(context, builder, signature, args):
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.ptrtoint(view.data, ir.IntType(64))
+
+    return types.int64(array), codegen
+
+
+@intrinsic
+def copy_bytes(typingctx, target, source, count):
+    """Copy `count` bytes between addresses of memory that does not overlap."""
+
+    def codegen(context, builder, signature, args):
+        to, start, size = args
+        to, start = builder.inttoptr(to, _BYTES), builder.inttoptr(start, _BYTES)
+        cgutils.raw_memcpy(builder, to, start, size, 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), codegen
+
+
+@intrinsic
+def call_tile(typingctx, tile, panel, slab, offsets, terms, block, start, sums, target, channel_stride):
+    """Call the compiled tile at an address."""
+
+    def codegen(context, builder, signature, args):
+        function = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * TILE_ARGUMENTS)
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * (1 + TILE_ARGUMENTS)), codegen

@@ -1,0 +1,229 @@
+"""The register tile: the one place that knows vector instructions. Compiled to C functions that the tiled kernels call.
+
+A tile computes rows × (vectors · lanes) outputs of a product with shifted rows,
+
+    sum[m, c] = start[m] + Σ_r panel[r, m] · slab[offset[r] + c],
+
+with the partial sums of a block of terms in registers, and adds the blocks up in order in memory that stays in the
+first-level cache. So an element is summed in one order that neither the width of a vector nor the place of the tile
+changes: lanes run over c, terms over r.
+
+It stores with neighbouring rows interleaved: rows m = channel·phases + p, columns c = q, so that the target of a channel
+holds q·phases + p in order. Everything is passed as an address or an integer, which keeps one C signature for all tiles.
+"""
+
+import functools
+import threading
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from . import target
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+
+# panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
+SIGNATURE = types.void(*[types.int64] * 9)
+
+
+@intrinsic(prefer_literal=True)
+def tile(
+    typingctx, double, lanes, rows, vectors, phases, panel, slab, offsets, terms, block, start, sums, out, channel_stride
+):  # fmt: skip
+    """Emit a register tile; the first five arguments are compile-time integers, the others those of SIGNATURE."""
+    shape = Shape(*(literal.literal_value for literal in (double, lanes, rows, vectors, phases)))
+
+    def codegen(context, builder, signature, args):
+        Emitter(builder, shape).tile(*args[5:])
+        return context.get_dummy_value()
+
+    arguments = (double, lanes, rows, vectors, phases, *[types.int64] * 9)
+    return types.void(*arguments), codegen
+
+
+class Shape(NamedTuple):
+    """What is fixed when a tile is compiled."""
+
+    double: int  # whether elements are float64
+    lanes: int
+    rows: int
+    vectors: int
+    phases: int  # divides rows
+
+
+class Emitter:
+    """Writes the LLVM code of a tile."""
+
+    def __init__(self, builder: Any, shape: Shape) -> None:
+        self.builder = builder
+        self.shape = shape
+        self.element = ir.DoubleType() if shape.double else ir.FloatType()
+        self.size = 8 if shape.double else 4
+        self.vector = ir.VectorType(self.element, shape.lanes)
+        fma = ir.FunctionType(self.vector, [self.vector] * 3)
+        name = f"llvm.fma.v{shape.lanes}f{8 * self.size}"
+        self.fma = cgutils.get_or_insert_function(builder.module, fma, name)
+
+    def tile(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):  # type: ignore[no-untyped-def]  # LLVM values
+        builder, shape = self.builder, self.shape
+        grid = [(m, v) for m in range(shape.rows) for v in range(shape.vectors)]
+        for m in range(shape.rows):
+            value = self.broadcast(self.element_at(start, I64(m)))
+            for v in range(shape.vectors):
+                self.store(value, self.sum_at(sums, m, v))
+        with builder.if_then(builder.icmp_signed(">", terms, I64(0))), self.loop(terms, block) as (first, end):
+            total = self.block(panel, slab, offsets, first, end)
+            for m, v in grid:
+                place = self.sum_at(sums, m, v)
+                self.store(builder.fadd(self.load(place), total[m][v]), place)
+        for channel in range(shape.rows // shape.phases):
+            own = range(channel * shape.phases, (channel + 1) * shape.phases)
+            streams = [[self.load(self.sum_at(sums, m, v)) for v in range(shape.vectors)] for m in own]
+            at = builder.mul(channel_stride, I64(channel))
+            for k, value in enumerate(self.interleaved(streams)):
+                self.store(value, self.element_at(out, builder.add(at, I64(k * shape.lanes))))
+
+    def block(self, panel, slab, offsets, first, end):  # type: ignore[no-untyped-def]  # LLVM values
+        """The partial sums of the terms in [first, end), in registers."""
+        builder, shape = self.builder, self.shape
+        before = builder.block
+        loop, done = builder.append_basic_block("terms"), builder.append_basic_block("block")
+        builder.branch(loop)
+
+        builder.position_at_end(loop)
+        r = builder.phi(I64)
+        r.add_incoming(first, before)
+        sums = [[builder.phi(self.vector) for _ in range(shape.vectors)] for _ in range(shape.rows)]
+        zero = ir.Constant(self.vector, [0.0] * shape.lanes)
+        for row in sums:
+            for value in row:
+                value.add_incoming(zero, before)
+        offset = builder.load(builder.inttoptr(builder.add(offsets, builder.mul(r, I64(8))), I64.as_pointer()))
+        x = [self.load(self.element_at(slab, builder.add(offset, I64(v * shape.lanes)))) for v in range(shape.vectors)]
+        weights = self.element_at(panel, builder.mul(r, I64(shape.rows)))
+        total = []
+        for m in range(shape.rows):
+            w = self.broadcast(self.element_at(weights, I64(m)))
+            total.append([builder.call(self.fma, [w, x[v], sums[m][v]]) for v in range(shape.vectors)])
+        # an empty convergent call keeps LLVM from unrolling the loop, which would spill registers
+        nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "", side_effect=True)
+        builder.call(nothing, [], attrs=("convergent",))
+        following = builder.add(r, I64(1))
+        r.add_incoming(following, builder.block)
+        for m in range(shape.rows):
+            for v in range(shape.vectors):
+                sums[m][v].add_incoming(total[m][v], builder.block)
+        builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
+        builder.position_at_end(done)
+        return total
+
+    def loop(self, count, step):  # type: ignore[no-untyped-def]  # LLVM values
+        """A loop over [0, count) in steps of `step`: a context that yields the ends of each."""
+        return _Loop(self.builder, count, step)
+
+    def interleaved(self, streams):  # type: ignore[no-untyped-def]  # LLVM values
+        """[[a0, ..], [b0, ..]] to [a0, b0, a1, b1, ..], by two-source permutes: one round where there are two streams,
+        log2 rounds where their number is a power of two, else one permute a stream for each vector of the result."""
+        count, lanes = len(streams), self.shape.lanes
+        if count == 1:
+            return streams[0]
+        if count % 2 == 0:
+            pairs = zip(self.interleaved(streams[0::2]), self.interleaved(streams[1::2]), strict=True)
+            halves = [[k // 2 + lanes * (k % 2) + h * (lanes // 2) for k in range(lanes)] for h in (0, 1)]
+            return [self.permuted(a, b, half) for a, b in pairs for half in halves]
+        result = []
+        for v in range(self.shape.vectors):
+            for part in range(count):
+                places = [divmod(part * lanes + k, count) for k in range(lanes)]  # (column, stream) of each lane
+                value = streams[0][v]
+                for s in range(count):
+                    mask = [lanes + c if of == s else k for k, (c, of) in enumerate(places)]
+                    if s == 0:
+                        mask = [c if of == 0 else 0 for c, of in places]
+                    value = self.permuted(value, streams[s][v], mask)
+                result.append(value)
+        return result
+
+    def permuted(self, a, b, lanes):  # type: ignore[no-untyped-def]  # LLVM values
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, self.shape.lanes), lanes))
+
+    def sum_at(self, sums, m, v):  # type: ignore[no-untyped-def]  # LLVM values
+        return self.element_at(sums, I64((m * self.shape.vectors + v) * self.shape.lanes))
+
+    def element_at(self, address, index):  # type: ignore[no-untyped-def]  # LLVM values
+        return self.builder.add(address, self.builder.mul(index, I64(self.size)))
+
+    def load(self, address):  # type: ignore[no-untyped-def]  # LLVM values
+        return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
+
+    def store(self, value, address):  # type: ignore[no-untyped-def]  # LLVM values
+        self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
+
+    def broadcast(self, address):  # type: ignore[no-untyped-def]  # LLVM values
+        scalar = self.builder.load(self.builder.inttoptr(address, self.element.as_pointer()), align=self.size)
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, I32(0))
+        return self.permuted(first, undefined, [0] * self.shape.lanes)
+
+
+class _Loop:
+    """A counted loop in LLVM code, as a context."""
+
+    def __init__(self, builder: Any, count: Any, step: Any) -> None:
+        self.builder, self.count, self.step = builder, count, step
+
+    def __enter__(self) -> tuple[Any, Any]:
+        builder = self.builder
+        before = builder.block
+        self.head, self.done = builder.append_basic_block("blocks"), builder.append_basic_block("blocks.done")
+        builder.branch(self.head)
+        builder.position_at_end(self.head)
+        self.first = builder.phi(I64)
+        self.first.add_incoming(I64(0), before)
+        following = builder.add(self.first, self.step)
+        self.end = builder.select(builder.icmp_signed("<", following, self.count), following, self.count)
+        return self.first, self.end
+
+    def __exit__(self, *_: object) -> None:
+        builder = self.builder
+        self.first.add_incoming(self.end, builder.block)
+        builder.cbranch(builder.icmp_signed("<", self.end, self.count), self.head, self.done)
+        builder.position_at_end(self.done)
+
+
+class CompiledTiles:
+    """The C functions of the tiles of 1, 2, .. vectors of a shape, compiled on first use and kept on disk."""
+
+    def __init__(self) -> None:
+        self._kept: dict[tuple[int, ...], Any] = {}
+        self._compiling = threading.Lock()
+
+    def __call__(self, itemsize: int, lanes: int, rows: int, vectors: int, phases: int) -> Any:
+        """Addresses, int64, of the tiles of 1 to `vectors` vectors."""
+        key = (itemsize, lanes, rows, vectors, phases)
+        kept = self._kept.get(key)
+        if kept is None:
+            with self._compiling:
+                functions = [_compile(int(itemsize == 8), lanes, rows, v, phases) for v in range(1, vectors + 1)]
+                kept = self._kept[key] = (np.array([function.address for function in functions]), functions)
+        return kept[0]
+
+
+tiles = CompiledTiles()
+
+
+def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int) -> Any:
+    def function(panel, slab, offsets, terms, block, start, sums, out, channel_stride):  # type: ignore[no-untyped-def]  # Numba types it
+        tile(
+            double, lanes, rows, vectors, phases, panel, slab, offsets, terms, block, start, sums, out, channel_stride
+        )  # fmt: skip
+
+    compiled = numba.core.ccallback.CFunc(function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options={})
+    target.keep_on_disk(compiled)
+    compiled.compile()
+    return compiled

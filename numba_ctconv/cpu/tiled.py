@@ -1,0 +1,200 @@
+"""The fast path of forward and grad_input on the CPU: a matrix product whose right-hand rows are shifted rows.
+
+Both operations are, for a family of phases that share their shifts,
+
+    target[o, q·step_out + phase - crop_out] = start[o] + Σ_r panel[r, (o, phase)] · row_r[q - shift_r],
+
+where a term r is a (channel, tap) and row_r is a plane of the source: source[channel, q·step_in + plane - crop_in].
+Forward has one plane a channel (step_in 1) and interleaves phases as it stores (step_out = stride); grad_input splits the
+output gradient into planes (step_in = stride) and stores one phase. layout.py says which shifts and planes there are,
+microkernels.py computes the tiles.
+
+The columns of the product are the positions q of all items, one after another: item n has `lead` columns before its first
+position and `tail` after its last, which hold what the shifts reach, or zero where the source has ended. So short
+inputs share a vector, and a column that belongs to no position is computed and dropped.
+
+Called by the engine with its scratch memory; nothing here allocates or checks. Each element is summed in one order that
+depends on the layer alone.
+"""
+
+from numba import prange
+
+from .layout import Sizes
+from .intrinsics import address_of, call_tile, copy_bytes
+from .rows import count_below, first_not_below
+from .target import helper, kernel
+
+
+@kernel("r3 r1 c1 n1 n1 n1 n1 s i c2 c2 w3", Sizes)
+def product(source, bias, panels, offsets, planes, phases, tiles, sizes, workers, slabs, scratch, output):
+    """Workers share (group, block of columns, part of the rows) out evenly; a worker packs a block of columns once.
+
+    slabs is (workers, rows of a slab · pitch), scratch (workers, sums and staging of a tile, and its starts); `tiles` are
+    the addresses of the compiled tiles of 1, 2, .. vectors; `sizes` is a layout.Sizes.
+    """
+    lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
+    group_rows = output.shape[1] // groups
+    column_end = source.shape[0] * (sizes.lead + sizes.positions + sizes.tail) - sizes.tail
+    blocks = -(-(column_end - sizes.lead) // sizes.width)
+    tile_channels = rows // tile_phases
+    phase_tiles = -(-phases.size // tile_phases)
+    row_tiles = -(-group_rows // tile_channels) * phase_tiles
+    size = panels.itemsize
+    tasks = groups * blocks * parts
+    for worker in prange(workers):
+        packed = -1
+        slab = slabs[worker]
+        sums = scratch[worker]
+        sums_at = address_of(sums)
+        staging = sums[rows * tiles.size * lanes : 2 * rows * tiles.size * lanes]
+        start = sums[2 * rows * tiles.size * lanes :]
+        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
+            group, column = task // parts // blocks, sizes.lead + task // parts % blocks * sizes.width
+            columns = min(sizes.width, column_end - column)
+            if task // parts != packed:
+                pack_slab(source, planes, sizes, group, column, columns, slab)
+                packed = task // parts
+            part = task % parts
+            for row_tile in range(part * row_tiles // parts, (part + 1) * row_tiles // parts):
+                channel = row_tile // phase_tiles * tile_channels  # of the group
+                phase = row_tile % phase_tiles * tile_phases
+                channels = min(tile_channels, group_rows - channel)
+                channel += group * group_rows
+                for m in range(rows):
+                    c = m // tile_phases
+                    start[m] = bias[channel + c] if c < channels and bias.size > 0 else 0
+                panel_at = address_of(panels) + (group * row_tiles + row_tile) * offsets.size * rows * size
+                done = 0
+                while done < columns:
+                    vectors = vectors_of(columns - done, lanes, tiles.size)
+                    span = vectors * lanes
+                    target = direct_target(sizes, phases, column + done, span, channel, channels, output)
+                    call_tile(
+                        tiles[vectors - 1], panel_at, address_of(slab) + done * size, address_of(offsets), offsets.size,
+                        sizes.block, address_of(start), sums_at, target if target != 0 else address_of(staging),
+                        output.strides[1] // size if target != 0 else span * tile_phases,
+                    )  # fmt: skip
+                    if target == 0:
+                        kept = min(span, columns - done)
+                        store_columns(
+                            staging, sizes, phases, column + done, kept, span, channel, channels, phase, output
+                        )  # fmt: skip
+                    done += span
+
+
+@helper
+def vectors_of(columns, lanes, most):
+    """Vectors of the next tile: full tiles, but what is left over is shared out with the last of them."""
+    vectors = -(-columns // lanes)
+    if most < vectors < 2 * most:
+        return -(-vectors // 2)
+    return min(vectors, most)
+
+
+@helper
+def direct_target(sizes, phases, column, span, channel, channels, output):
+    """The address that a tile can be stored at as it is; 0 where it hangs over an edge or its samples lie apart."""
+    step_out = sizes.step_out
+    if phases.size != step_out or sizes.tile_phases != step_out or channels * step_out != sizes.rows:
+        return 0
+    if output.strides[2] != output.itemsize or output.strides[1] % output.itemsize != 0:
+        return 0
+    item_columns = sizes.lead + sizes.positions + sizes.tail
+    item = column // item_columns
+    position = column - item * item_columns - sizes.lead
+    l = (sizes.q_first + position) * step_out - sizes.crop_out
+    if position < 0 or position + span > sizes.positions or l < 0 or l + span * step_out > output.shape[2]:
+        return 0
+    return address_of(output) + item * output.strides[0] + channel * output.strides[1] + l * output.itemsize
+
+
+@helper
+def store_columns(staging, sizes, phases, column, columns, span, channel, channels, phase, output):
+    """Store what of a staged tile belongs to a sample that exists."""
+    lead, tail, positions = sizes.lead, sizes.tail, sizes.positions
+    tile_phases = sizes.tile_phases
+    item_columns = lead + positions + tail
+    own_phases = min(tile_phases, phases.size - phase)
+    item = column // item_columns
+    position = column - item * item_columns - lead
+    for j in range(columns):
+        if 0 <= position < positions:
+            for p in range(own_phases):
+                l = (sizes.q_first + position) * sizes.step_out + phases[phase + p] - sizes.crop_out
+                if 0 <= l < output.shape[2]:
+                    for c in range(channels):
+                        output[item, channel + c, l] = staging[(c * span + j) * tile_phases + p]
+        position += 1
+        if position == positions + tail:
+            position = -lead
+            item += 1
+
+
+@helper
+def pack_slab(source, planes, sizes, group, column, columns, slab):
+    """Copy the planes of the group's channels next to each other, from `lead` before the columns to `tail` after them."""
+    lead, step_in = sizes.lead, sizes.step_in
+    batch, _, length = source.shape
+    channels = source.shape[1] // sizes.groups
+    item_columns = lead + sizes.positions + sizes.tail
+    width = lead + -(-columns // sizes.lanes) * sizes.lanes + sizes.tail
+    contiguous = step_in == 1 and source.strides[2] == source.itemsize
+    for row in range(channels * planes.size):
+        channel, plane = group * channels + row // planes.size, planes[row % planes.size] - sizes.crop_in
+        item = (column - lead) // item_columns
+        at = (column - lead) % item_columns
+        done = row * sizes.pitch
+        end = done + width
+        while done < end:
+            run = min(item_columns - at, end - done) if item < batch else end - done
+            first = (sizes.q_first - lead + at) * step_in + plane  # the sample of the first column of the run
+            begin = min(first_not_below(-first, step_in), run)
+            stop = max(count_below(length - first, step_in, run), begin) if item < batch else begin
+            slab[done : done + begin] = 0
+            if contiguous:
+                if stop > begin:
+                    copy_bytes(
+                        address_of(slab) + (done + begin) * slab.itemsize,
+                        address_of(source) + item * source.strides[0] + channel * source.strides[1]
+                        + (first + begin) * source.itemsize,
+                        (stop - begin) * slab.itemsize,
+                    )  # fmt: skip
+            else:
+                for j in range(begin, stop):
+                    slab[done + j] = source[item, channel, first + j * step_in]
+            slab[done + stop : done + run] = 0
+            done += run
+            item += 1
+            at = 0
+
+
+@kernel("r4 n1 i i i i c1 c1")
+def pack_panels(weight, first_taps, tap_step, family_taps, rows, tile_phases, infinite, panels):
+    """Panels [group][tile][term][row] from weight[group, term channel, row channel, tap]; rows are padded with zero.
+
+    `infinite` gets what is 0 for each group where all weights are finite and NaN where not.
+    """
+    groups, term_channels, row_channels, _ = weight.shape
+    phases = first_taps.size
+    tile_channels = rows // tile_phases
+    phase_tiles = -(-phases // tile_phases)
+    channel_tiles = -(-row_channels // tile_channels)
+    tiles = channel_tiles * phase_tiles
+    terms = term_channels * family_taps
+    for tile in prange(groups * tiles):
+        group = tile // tiles
+        channel = tile % tiles // phase_tiles * tile_channels
+        phase = tile % phase_tiles * tile_phases
+        check = infinite.dtype.type(0)
+        at = tile * terms * rows
+        for i in range(term_channels):
+            for m in range(family_taps):
+                for c in range(tile_channels):
+                    for p in range(tile_phases):
+                        w = panels.dtype.type(0)
+                        if channel + c < row_channels and phase + p < phases:
+                            w = weight[group, i, channel + c, first_taps[phase + p] + m * tap_step]
+                        check += w * 0
+                        panels[at] = w
+                        at += 1
+        infinite[tile] = check

@@ -1,0 +1,157 @@
+"""The fast path of grad_weight on the CPU: a matrix product that sums over time.
+
+With the output gradient split into planes, tap k of shift h_k and phase r_k has
+
+    dw[i, o, k] = Σ_n Σ_t x[n, i, t] · planes[n, t + h_k, (o, r_k)],
+
+so one row of `planes` holds a position of all channels and phases side by side, and a shift of time is an offset of
+whole rows: nothing is copied twice. microkernels.py computes tiles of (input channels) × (channels and phases) for a
+stretch of time, which are added up in order.
+
+Called by the engine with its scratch memory; nothing here allocates or checks. The stretches depend on the batch and the
+length alone, so threads change no bit.
+"""
+
+from numba import prange
+
+from .intrinsics import address_of, call_tile
+from .layout import WeightSizes
+from .rows import count_below, first_not_below
+from .target import helper, kernel
+
+
+@kernel("r3 r3 n1 n1 n1 n1 s i o2 c2 c2 c1 w3", WeightSizes)
+def product(
+    grad_output, input, planes, shifts, taps, tiles, sizes, workers, offsets, scratch, sums, infinite, grad_weight
+):  # fmt: skip
+    """Workers share (group, block of columns, part of the rows) out evenly.
+
+    `taps` is the tap of each (shift, plane), or -1; offsets is (workers, stretch), scratch (workers, slab, panel and
+    staging), sums (workers, rows · shifts · width of a block); `infinite` gets a NaN where an input is not finite.
+    """
+    rows, width, groups, parts = sizes.rows, sizes.width, sizes.groups, sizes.parts
+    batch, in_channels, length = input.shape
+    group_channels = grad_weight.shape[1]
+    group_rows = in_channels // groups
+    columns = group_channels * planes.size
+    blocks = -(-columns // width)
+    terms = batch * length
+    item_rows = length + shifts[shifts.size - 1]
+    slab_size = sizes.slab_rows * sizes.pitch
+    panel_size = sizes.stretch * rows
+    size = scratch.itemsize
+    row_tiles = -(-group_rows // rows)
+    tasks = groups * blocks * parts
+    for worker in prange(workers):
+        slab = scratch[worker, :slab_size]
+        panel = scratch[worker, slab_size : slab_size + panel_size]
+        staging = scratch[worker, slab_size + panel_size : slab_size + panel_size + rows * tiles.size * sizes.lanes]
+        tile_sums = address_of(staging) + staging.size * size
+        nothing = tile_sums + staging.size * size  # what a tile starts from
+        scratch[worker, slab_size + panel_size + 2 * staging.size :] = 0
+        total = sums[worker]
+        check = infinite.dtype.type(0)
+        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
+            group, block, part = task // parts // blocks, task // parts % blocks, task % parts
+            column = block * width
+            own = min(width, columns - column)
+            tile_begin, tile_end = part * row_tiles // parts, (part + 1) * row_tiles // parts
+            total[: (tile_end - tile_begin) * rows * shifts.size * width] = 0
+            for term in range(0, terms, sizes.stretch):
+                term_end = min(term + sizes.stretch, terms)
+                first_row = term // length * item_rows + term % length
+                pack_planes(grad_output, planes, sizes, group, column, own, term, term_end, item_rows, length, slab)
+                for r in range(term, term_end):
+                    offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * sizes.pitch
+                for row_tile in range(tile_begin, tile_end):
+                    channel = group * group_rows + row_tile * rows
+                    channels = min(rows, group_rows - row_tile * rows)
+                    check += pack_inputs(input, channel, channels, rows, term, term_end, panel)
+                    for h in range(shifts.size):
+                        done = 0
+                        while done < own:
+                            vectors = min(-(-(own - done) // sizes.lanes), tiles.size)
+                            span = vectors * sizes.lanes
+                            call_tile(
+                                tiles[vectors - 1], address_of(panel),
+                                address_of(slab) + (shifts[h] * sizes.pitch + done) * size,
+                                address_of(offsets) + worker * offsets.strides[0], term_end - term, sizes.block, nothing,
+                                tile_sums, address_of(staging), span,
+                            )  # fmt: skip
+                            for m in range(channels):
+                                at = (((row_tile - tile_begin) * rows + m) * shifts.size + h) * width + done
+                                kept = min(span, own - done)
+                                add(total[at : at + kept], staging[m * span : m * span + kept])
+                            done += span
+            for row in range(tile_begin * rows, min(tile_end * rows, group_rows)):
+                for h in range(shifts.size):
+                    at = ((row - tile_begin * rows) * shifts.size + h) * width
+                    for c in range(own):
+                        k = taps[h * planes.size + (column + c) % planes.size]
+                        if k >= 0:
+                            grad_weight[group * group_rows + row, (column + c) // planes.size, k] = total[at + c]
+        infinite[worker] = check
+
+
+@helper
+def add(sums, terms):
+    for j in range(sums.size):
+        sums[j] += terms[j]
+
+
+@helper
+def pack_inputs(input, channel, channels, rows, term, term_end, panel):
+    """panel[r, m] is input channel + m at term r; returns 0, or NaN where one is not finite."""
+    length = input.shape[2]
+    check = panel.dtype.type(0)
+    for m in range(rows):
+        if m < channels:
+            item, t = term // length, term % length
+            done = 0
+            while done < term_end - term:
+                run = min(length - t, term_end - term - done)
+                for j in range(run):
+                    x = input[item, channel + m, t + j]
+                    check += x * 0
+                    panel[(done + j) * rows + m] = x
+                done += run
+                item += 1
+                t = 0
+        else:
+            for j in range(term_end - term):
+                panel[j * rows + m] = 0
+    return check
+
+
+@helper
+def pack_planes(grad_output, planes, sizes, group, column, columns, term, term_end, item_rows, length, slab):
+    """slab[row, c] is plane c of the block at the position of the row, from the first term to what the last one reaches."""
+    group_channels = grad_output.shape[1] // sizes.groups
+    output_length = grad_output.shape[2]
+    last = term_end - 1
+    begin = term // length * item_rows + term % length
+    end = last // length * item_rows + last % length + item_rows - length + 1
+    padded = -(-columns // sizes.lanes) * sizes.lanes
+    for c in range(padded):
+        if c >= columns:
+            for j in range(end - begin):
+                slab[j * sizes.pitch + c] = 0
+            continue
+        o = group * group_channels + (column + c) // planes.size
+        plane = planes[(column + c) % planes.size] - sizes.crop_left
+        item, at = begin // item_rows, begin % item_rows
+        done = 0
+        while done < end - begin:
+            run = min(item_rows - at, end - begin - done)
+            start = at * sizes.stride + plane
+            first = min(first_not_below(-start, sizes.stride), run)
+            stop = max(count_below(output_length - start, sizes.stride, run), first)
+            for j in range(first):
+                slab[(done + j) * sizes.pitch + c] = 0
+            for j in range(first, stop):
+                slab[(done + j) * sizes.pitch + c] = grad_output[item, o, start + j * sizes.stride]
+            for j in range(stop, run):
+                slab[(done + j) * sizes.pitch + c] = 0
+            done += run
+            item += 1
+            at = 0
