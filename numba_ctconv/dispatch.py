@@ -14,8 +14,12 @@ class Engine(Protocol):
     """What functional asks of an engine: arrays in and out, and the three operations (bias apart) on batched arrays.
 
     A *value* is what the caller passed, an *array* the engine's own view of it, with NumPy's shape, strides and dtype.
-    `stream` is what `launch_stream` returned: None on the CPU. An operation overwrites its last argument.
+    `stream` is what `launch_stream` returned: None on the CPU. `kept` is a dict in which the engine may keep what it
+    makes of the weight; a layer gives the same one until its weight changes, a function None. An operation overwrites
+    its last argument.
     """
+
+    algorithms: tuple[Algorithm, ...]
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of all arrays of a call, of dtypes that the kernels take, on one device; None stays None."""
@@ -44,6 +48,7 @@ class Engine(Protocol):
         groups: int,
         algorithm: Algorithm,
         stream: Any,
+        kept: dict[str, Any] | None,
         output: Any,
     ) -> None:
         """Overwrite output (N, C_out, L_out) from input (N, C_in, L_in), weight and bias (C_out) or None."""
@@ -56,6 +61,7 @@ class Engine(Protocol):
         groups: int,
         algorithm: Algorithm,
         stream: Any,
+        kept: dict[str, Any] | None,
         grad_input: Any,
     ) -> None:
         """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight."""

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from . import checks
-from .checks import GradientName
+from .checks import GradientName, Parameters
 from .dispatch import Engine, engine_of
 
 
@@ -125,10 +125,11 @@ def conv_transpose1d(
         The length of the output; overrides `output_padding`. A sequence has one element, or one a dimension of
         `input`, of which the last counts. With an integer `padding` it lies within a window of `stride` lengths; with
         a pair, crop_left holds and crop_right follows, any length from 0.
-    algorithm : {"auto", "gather", "scatter"}
-        "gather": every output sample collects its products, in a fixed order. "scatter": every input sample adds to
-        its outputs; on CUDA by atomic additions, so that bits may differ from run to run. "auto" is the faster one
-        that is deterministic.
+    algorithm : {"auto", "tiled", "gather", "scatter"}
+        "tiled" (NumPy arrays only): a matrix product of shifted rows in register tiles, the fast path. "gather": every
+        output sample collects its products, in a fixed order. "scatter": every input sample adds to its outputs; on
+        CUDA by atomic additions, so that bits may differ from run to run. "auto" is the fastest for the layer of
+        those that are deterministic.
     out : array, optional
         Where the result goes: of its shape and dtype, writeable, sharing no memory with another argument.
     stream : optional
@@ -159,10 +160,25 @@ def conv_transpose1d(
     >>> conv_transpose1d(x, w, stride=2, padding=(0, 1))
     array([[  1.,  10., 102.,  20.]])
     """
+    p = checks.parameters(stride, padding, output_padding, groups, dilation)
+    return forward(input, weight, bias, p, output_size, algorithm, out, stream)
+
+
+def forward(
+    input: Any,
+    weight: Any,
+    bias: Any,
+    p: Parameters,
+    output_size: int | Iterable[int] | None,
+    algorithm: str,
+    out: Any,
+    stream: Any,
+    kept: dict[str, Any] | None = None,
+) -> Any:
+    """conv_transpose1d with its integers checked; a layer gives what it keeps of its weight for the engine."""
     given = {"input": input, "weight": weight, "bias": bias, "out": out}
     engine = engine_of(given, optional=("bias", "out"))
-    chosen = checks.algorithm(algorithm)
-    p = checks.parameters(stride, padding, output_padding, groups, dilation)
+    chosen = checks.algorithm(algorithm, engine.algorithms)
     arrays = engine.operands(given)
     x, w, b, y = arrays.values()
     checks.same_dtype({"input": x, "weight": w, "bias": b})
@@ -178,7 +194,7 @@ def conv_transpose1d(
     if out is None:
         out = engine.empty(shape, x.dtype, input, queue)
         y = engine.operands({"out": out})["out"]
-    engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, queue, _batched(engine, y))
+    engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, queue, kept, _batched(engine, y))
     return out
 
 
@@ -216,7 +232,7 @@ def conv_transpose1d_backward(
         The gradients to compute.
     input_length : int, optional
         L_in where `input` is None.
-    algorithm : {"auto", "gather", "scatter"}
+    algorithm : {"auto", "tiled", "gather", "scatter"}
         As in :func:`conv_transpose1d`.
     out : Gradients, optional
         Where the results go; a None in it is allocated.
@@ -241,12 +257,28 @@ def conv_transpose1d_backward(
     >>> g.input, g.weight, g.bias
     (array([[111., 111.]]), array([[[3., 3., 3.]]]), array([5.]))
     """
+    p = checks.parameters(stride, padding, output_padding, groups, dilation, derived=True)
+    return backward(grad_output, input, weight, p, needs, input_length, algorithm, out, stream)
+
+
+def backward(
+    grad_output: Any,
+    input: Any,
+    weight: Any,
+    p: Parameters,
+    needs: Iterable[GradientName],
+    input_length: int | None,
+    algorithm: str,
+    out: Gradients | None,
+    stream: Any,
+    kept: dict[str, Any] | None = None,
+) -> Gradients:
+    """conv_transpose1d_backward with its integers checked; a layer gives what it keeps of its weight for the engine."""
     wanted = checks.needs(needs)
     outs = dict(zip(OUT_NAMES, checks.gradients_out(out, wanted), strict=True))
     given = {"grad_output": grad_output, "input": input, "weight": weight, **outs}
     engine = engine_of(given, optional=("input", *OUT_NAMES))
-    chosen = checks.algorithm(algorithm)
-    p = checks.parameters(stride, padding, output_padding, groups, dilation, derived=True)
+    chosen = checks.algorithm(algorithm, engine.algorithms)
     arrays = engine.operands(given)
     dy, x, w = arrays["grad_output"], arrays["input"], arrays["weight"]
     checks.same_dtype({"grad_output": dy, "input": x, "weight": w})
@@ -268,7 +300,7 @@ def conv_transpose1d_backward(
     dx, dw, db = engine.operands(outs).values()
     dy = _batched(engine, dy)
     if dx is not None:
-        engine.grad_input(dy, w, geometry, p.groups, chosen, queue, _batched(engine, dx))
+        engine.grad_input(dy, w, geometry, p.groups, chosen, queue, kept, _batched(engine, dx))
     if dw is not None:
         engine.grad_weight(dy, _batched(engine, x), geometry, p.groups, chosen, queue, dw)
     if db is not None:

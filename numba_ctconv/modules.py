@@ -9,7 +9,7 @@ import numpy as np
 from . import checks, cpu
 from .checks import GradientName
 from .dispatch import Engine, cuda_engine, engine_of
-from .functional import Gradients, conv_transpose1d, conv_transpose1d_backward
+from .functional import Gradients, backward, forward
 from .geometry import Crops
 
 
@@ -30,7 +30,7 @@ class ConvTranspose1d:
     device : {"cpu", "cuda"}
         Where the parameters live, and so where its inputs have to.
     dtype : float32 or float64
-    algorithm : {"auto", "gather", "scatter"}
+    algorithm : {"auto", "tiled", "gather", "scatter"}
     rng : numpy.random.Generator, optional
         Source of the initial parameters, drawn from U(-√k, √k) with k = groups/(C_out·K) as torch does.
 
@@ -84,11 +84,12 @@ class ConvTranspose1d:
         self.kernel_size = checks.integer(kernel_size, "kernel_size", 1)
         self.device = checks.device(device)
         self.dtype = checks.layer_dtype(dtype)
-        self.algorithm = checks.algorithm(algorithm)
         has_bias = checks.boolean(bias, "bias")
         generator = checks.generator(rng)
         bound = math.sqrt(self.groups / (self.out_channels * self.kernel_size))
         engine = self._engine()
+        self.algorithm = checks.algorithm(algorithm, engine.algorithms)
+        self._kept: dict[str, Any] = {}  # what the engine makes of the weight, until the weight is another
 
         def draw(*shape: int) -> Any:
             return engine.upload(generator.uniform(-bound, bound, shape).astype(self.dtype))
@@ -103,7 +104,7 @@ class ConvTranspose1d:
 
     @weight.setter
     def weight(self, value: Any) -> None:
-        self._weight = self._taken(value, self._weight, "weight")
+        self._weight, self._kept = self._taken(value, self._weight, "weight"), {}
 
     @property
     def bias(self) -> Any:
@@ -121,20 +122,8 @@ class ConvTranspose1d:
         self, input: Any, output_size: int | Iterable[int] | None = None, *, out: Any = None, stream: Any = None
     ) -> Any:
         """Forward: see :func:`numba_ctconv.conv_transpose1d`."""
-        return conv_transpose1d(
-            input,
-            self._weight,
-            self._bias,
-            self.stride,
-            self.padding,
-            self.output_padding,
-            self.groups,
-            self.dilation,
-            output_size=output_size,
-            algorithm=self.algorithm,
-            out=out,
-            stream=stream,
-        )
+        p = checks.parameters(self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        return forward(input, self._weight, self._bias, p, output_size, self.algorithm, out, stream, self._kept)
 
     def backward(
         self,
@@ -151,20 +140,10 @@ class ConvTranspose1d:
         By default all that the layer has: a layer without bias has no gradient of it.
         """
         own: tuple[GradientName, ...] = ("input", "weight") if self._bias is None else ("input", "weight", "bias")
-        return conv_transpose1d_backward(
-            grad_output,
-            input,
-            self._weight,
-            self.stride,
-            self.padding,
-            None,
-            self.groups,
-            self.dilation,
-            needs=own if needs is None else needs,
-            input_length=input_length,
-            algorithm=self.algorithm,
-            out=out,
-            stream=stream,
+        wanted = own if needs is None else needs
+        p = checks.parameters(self.stride, self.padding, None, self.groups, self.dilation, derived=True)
+        return backward(
+            grad_output, input, self._weight, p, wanted, input_length, self.algorithm, out, stream, self._kept
         )
 
     def state_dict(self) -> dict[str, Any]:
@@ -176,7 +155,7 @@ class ConvTranspose1d:
         parameters = self._parameters()
         state = checks.state_keys(state_dict, tuple(parameters))
         taken = {name: self._taken(state[name], own, name) for name, own in parameters.items()}
-        self._weight = taken["weight"]
+        self._weight, self._kept = taken["weight"], {}
         self._bias = taken.get("bias")
 
     @classmethod
@@ -226,6 +205,7 @@ class ConvTranspose1d:
         return self.__dict__ | {
             "_weight": self._engine().download(self._weight),
             "_bias": None if self._bias is None else self._engine().download(self._bias),
+            "_kept": {},
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:

@@ -84,7 +84,7 @@ def test_three_operations_stand_for_two_targets():
 
 @pytest.mark.parametrize("path", FILES, ids=str)
 def test_a_file_is_read_in_one_sitting(path):
-    assert len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) <= 310
+    assert len((PACKAGE / path).read_text(encoding="utf-8").splitlines()) <= 350
 
 
 @pytest.mark.parametrize("path", FILES, ids=str)

@@ -218,10 +218,10 @@ GROUPS = [
     ({"groups": 2**70}, ValueError, "`groups` must be at most 4611686018427387903; got groups=1180591620717411303424"),
 ]
 ALGORITHMS = [
-    ({"algorithm": "fast"}, ValueError, '`algorithm` must be one of "auto", "gather", "scatter"'),
-    ({"algorithm": ""}, ValueError, '`algorithm` must be one of "auto", "gather", "scatter"'),
-    ({"algorithm": None}, TypeError, '`algorithm` must be one of "auto", "gather", "scatter"'),
-    ({"algorithm": ["auto"]}, TypeError, '`algorithm` must be one of "auto", "gather", "scatter"'),
+    ({"algorithm": "fast"}, ValueError, '`algorithm` must be one of "auto", "tiled", "gather", "scatter"'),
+    ({"algorithm": ""}, ValueError, '`algorithm` must be one of "auto", "tiled", "gather", "scatter"'),
+    ({"algorithm": None}, TypeError, '`algorithm` must be one of "auto", "tiled", "gather", "scatter"'),
+    ({"algorithm": ["auto"]}, TypeError, '`algorithm` must be one of "auto", "tiled", "gather", "scatter"'),
 ]
 OUTPUT_SIZES = [  # stride 2, padding 0, dilation 1, 5 samples, 3 taps: 11 or 12
     (

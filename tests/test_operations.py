@@ -11,7 +11,7 @@ import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import CASES, Problem, layer_problems
 
-ALGORITHMS = ("auto", "gather", "scatter")
+ALGORITHMS = ("auto", "tiled", "gather", "scatter")
 PROBLEMS = [*CASES, *(problem.shrunk() for problem in layer_problems())]
 
 named = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)

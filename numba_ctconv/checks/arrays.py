@@ -1,6 +1,6 @@
 """The arrays of a call: dtypes, shapes held against each other, and where results go; and the words beside them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from .parameters import integer
 from .wording import one_of, refuse, type_name
 
-Algorithm = Literal["auto", "gather", "scatter"]
+Algorithm = Literal["auto", "tiled", "gather", "scatter"]
 GradientName = Literal["input", "weight", "bias"]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -110,9 +110,9 @@ def output_array(array: Array, name: str, shape: tuple[int, ...], dtype: np.dtyp
         reached += stride * (size - 1)
 
 
-def algorithm(value: object) -> Algorithm:
-    """One of the algorithms, as a string."""
-    one_of(value, get_args(Algorithm), "algorithm")
+def algorithm(value: object, offered: Sequence[Algorithm]) -> Algorithm:
+    """One of the algorithms that an engine offers, as a string."""
+    one_of(value, offered, "algorithm")
     return value  # type: ignore[return-value]  # mypy does not narrow by membership
 
 

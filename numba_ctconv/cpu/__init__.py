@@ -1,5 +1,12 @@
-"""The CPU engine: NumPy arrays in, NumPy arrays out. Allocates, sizes the tiles, calls the kernels."""
+"""The CPU engine: NumPy arrays in, NumPy arrays out. Chooses the algorithm, allocates, calls the kernels.
 
+"tiled" is the fast path. Where a layer has no tiled layout (its taps reach too far for a slab), and where a weight or
+an input is not finite (so that a product with an absent sample's zero would not vanish), its call is done by "gather".
+"auto" is "tiled" where a tile has enough to sum up, else "gather"; that is decided by the layer alone, so a layer's
+bits depend neither on the batch nor on the length.
+"""
+
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -10,13 +17,18 @@ from ..geometry import Geometry
 from . import forward as forward_kernels
 from . import grad_input as grad_input_kernels
 from . import grad_weight as grad_weight_kernels
-from . import target
+from . import layout, microkernels, panels, target, tiled, tiled_weight
+from .panels import Packed
 
+Kept = dict[str, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
+FEWEST_TERMS = 8  # that a tile sums up where "auto" takes it: below, it moves more than it multiplies
 OVERLAP_WORK = 10_000  # candidate solutions that NumPy tries before a pair of strided arrays counts as sharing memory
 
 
 class CpuEngine:
-    """The operations of dispatch.Engine on NumPy arrays. "auto" is "gather", the faster of the two."""
+    """The operations of dispatch.Engine on NumPy arrays."""
+
+    algorithms: tuple[Algorithm, ...] = ("auto", "tiled", "gather", "scatter")
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Plain views of arrays of a dtype that the kernels take; None stays None."""
@@ -60,6 +72,7 @@ class CpuEngine:
         groups: int,
         algorithm: Algorithm,
         stream: None,
+        kept: Kept | None,
         output: Any,
     ) -> None:
         """Overwrite output (N, C_out, L_out) from input (N, C_in, L_in), weight and bias (C_out) or None."""
@@ -76,6 +89,12 @@ class CpuEngine:
             )  # fmt: skip
             return
         positions = (crop + length - 1) // plan.stride - crop // plan.stride + 1
+        terms = input.shape[1] // groups * -(-plan.kernel_size // plan.tap_step)
+        if algorithm == "tiled" or (algorithm == "auto" and terms >= FEWEST_TERMS):
+            packed = _kept(kept, "forward", lambda: panels.of_forward(weight, plan, groups))
+            if packed is not None and packed.finite:
+                _product(input, bias, packed, groups, workers, 0, crop, crop // plan.stride, positions, output)
+                return
         tile = target.tile(weight.shape[1], plan.stride, positions, output.itemsize)
         span = min(tile.stretch + plan.shift(plan.kernel_size - 1), geometry.input_length)
         sums = np.empty((workers, *tile), output.dtype)
@@ -93,6 +112,7 @@ class CpuEngine:
         groups: int,
         algorithm: Algorithm,
         stream: None,
+        kept: Kept | None,
         grad_input: Any,
     ) -> None:
         """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight."""
@@ -106,6 +126,13 @@ class CpuEngine:
                 target.stretches(workers, batch * in_channels, length), grad_input,
             )  # fmt: skip
             return
+        terms = weight.shape[1] * plan.kernel_size
+        if algorithm == "tiled" or (algorithm == "auto" and terms >= FEWEST_TERMS):
+            packed = _kept(kept, "grad_input", lambda: panels.of_grad_input(weight, plan, groups))
+            if packed is not None and packed.finite:
+                nothing = np.empty(0, grad_input.dtype)
+                _product(grad_output, nothing, packed, groups, workers, crop, 0, 0, length, grad_input)
+                return
         rows, _, stretch = target.tile(in_channels // groups, 1, length, grad_input.itemsize)
         sums = np.empty((workers, rows, stretch), grad_input.dtype)
         slab = np.empty((workers, target.CHANNELS_TOGETHER, stretch), grad_input.dtype)
@@ -130,6 +157,10 @@ class CpuEngine:
                 grad_output, input, plan.stride, plan.dilation, groups, crop, workers, grad_weight
             )  # fmt: skip
             return
+        if algorithm == "tiled" or (algorithm == "auto" and grad_weight.shape[1] * plan.kernel_size >= FEWEST_TERMS):
+            done = _weight_product(grad_output, input, geometry, groups, workers, grad_weight)
+            if done:
+                return
         # the places of the partial sums must not follow the threads: only the length of the input cuts a stretch short
         rows, _, stretch = target.tile(grad_weight.shape[0] // groups, 1, geometry.input_length, grad_weight.itemsize)
         slab = np.empty((workers, rows, stretch), grad_weight.dtype)
@@ -160,3 +191,68 @@ class CpuEngine:
 
 
 ENGINE = CpuEngine()
+
+
+def _kept(kept: Kept | None, operation: str, pack: Callable[[], Packed | None]) -> Packed | None:
+    """The packed weight of an operation: the layer's, packed at its first use, or the call's."""
+    if kept is None:
+        return pack()
+    if operation not in kept:
+        kept[operation] = pack()
+    packed: Packed | None = kept[operation]
+    return packed
+
+
+def _product(
+    source: Any,
+    bias: Any,
+    packed: Packed,
+    groups: int,
+    workers: int,
+    crop_in: int,
+    crop_out: int,
+    q_first: int,
+    positions: int,
+    output: Any,
+) -> None:
+    """Run the tiled product of forward or grad_input, one family of phases after the other."""
+    for own, values in packed.panels:
+        sizes = layout.sizes_of(
+            own, groups, source.shape[0], output.shape[1] // groups, workers, crop_in, crop_out, q_first, positions
+        )
+        tiles = microkernels.tiles(output.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases)
+        slabs = np.empty((workers, own.slab_rows * own.pitch), output.dtype)
+        scratch = np.empty((workers, 2 * own.rows * own.vectors * own.lanes + own.rows), output.dtype)
+        tiled.product(
+            source, bias, values, own.offsets, own.planes, own.phases, tiles, sizes, workers, slabs, scratch, output
+        )
+
+
+def _weight_product(
+    grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any
+) -> bool:
+    """Run the tiled product of grad_weight; False where the layer has none, or an input is not finite."""
+    plan, (row_channels, channels) = geometry.plan, (grad_weight.shape[0] // groups, grad_weight.shape[1])
+    own = layout.weight_layout(plan, row_channels, grad_weight.itemsize)
+    if own is None or input.size == 0:
+        return False
+    sizes = layout.weight_sizes(
+        own, groups, input.shape[0], input.shape[2], row_channels, channels, workers, plan.stride, geometry.crops.left,
+        input.itemsize,
+    )  # fmt: skip
+    if sizes is None:
+        return False
+    tiles = microkernels.tiles(input.itemsize, own.lanes, own.rows, own.vectors, 1)
+    staging = own.rows * own.vectors * own.lanes
+    part_rows = (-(-row_channels // own.rows) // sizes.parts + 1) * own.rows
+    offsets = np.empty((workers, sizes.stretch), np.int64)
+    scratch = np.empty(
+        (workers, sizes.slab_rows * sizes.pitch + sizes.stretch * own.rows + 2 * staging + own.rows), input.dtype
+    )
+    sums = np.empty((workers, part_rows * len(own.shifts) * sizes.width), input.dtype)
+    infinite = np.zeros(workers, input.dtype)
+    tiled_weight.product(
+        grad_output, input, own.planes, own.shifts, own.taps, tiles, sizes, workers, offsets, scratch, sums, infinite,
+        grad_weight,
+    )  # fmt: skip
+    return not np.isnan(infinite).any()

@@ -99,6 +99,7 @@ class Layout(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layout, ...] | None:
     """The families of phases of a forward pass over so many input channels of a group; None where no slab fits."""
+    step = plan.dilation // plan.phase_step
     families: dict[tuple[int, int], list[int]] = {}
     for phase in range(plan.stride):
         taps = plan.taps(phase)
@@ -106,10 +107,10 @@ def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int)
         families.setdefault((shift, len(taps)), []).append(phase)
     lead = plan.shift(plan.kernel_size - 1)
     layouts = []
-    for (first_shift, taps), phases in families.items():
-        shifts = first_shift + np.arange(taps) * (plan.dilation // plan.phase_step)
+    for (first_shift, count), phases in families.items():
+        shifts = np.array([first_shift + m * step for m in range(count)], np.int64)
         layout = _layout(
-            rows=np.repeat(np.arange(channels), taps),
+            rows=np.repeat(np.arange(channels), count),
             shifts=np.tile(shifts, channels),
             slab_rows=channels,
             row_channels=row_channels,
@@ -117,8 +118,8 @@ def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int)
             tail=0,
             itemsize=itemsize,
             phases=np.array(phases),
-            first_taps=np.array([plan.taps(phase)[0] if taps else 0 for phase in phases]),
-            taps=taps,
+            first_taps=np.array([plan.taps(phase)[0] if count else 0 for phase in phases]),
+            taps=count,
             tap_step=plan.tap_step,
             planes=np.zeros(1, np.int64),
             step_in=1,
@@ -167,8 +168,8 @@ def _layout(*, rows: Any, shifts: Any, slab_rows: int, row_channels: int, lead: 
         return None
     offsets = rows * pitch + lead - shifts
     return Layout(
-        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, pitch=pitch, width=width, lead=lead, tail=tail,
-        offsets=offsets, phases=phases, slab_rows=slab_rows, **rest,
+        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, pitch=pitch, width=width, lead=lead,
+        tail=tail, offsets=offsets, phases=phases, slab_rows=slab_rows, **rest,
     )  # fmt: skip
 
 
@@ -228,16 +229,18 @@ def weight_sizes(layout: WeightLayout, groups: int, batch: int, length: int, row
     columns = channels * len(layout.planes)
     sum_rows = -(-row_channels // layout.rows) * layout.rows * len(layout.shifts)
     most = min(SLAB_BYTES // itemsize // slab_rows, SUMS_BYTES // itemsize // sum_rows)
+    planes = len(layout.planes)
     full = layout.vectors * layout.lanes
-    width = full * max(1, most // full)
-    blocks = -(-columns // width)
+    blocks = -(-columns // (full * max(1, most // full)))
     blocks = -(-blocks // workers) * workers if columns >= workers * full else blocks
-    width = -(-columns // blocks // layout.lanes) * layout.lanes
-    if max(slab_rows, sum_rows) * width * itemsize > LARGEST_SLAB_BYTES:
+    width = -(-columns // blocks // planes) * planes  # whole channels
+    pitch = -(-width // layout.lanes) * layout.lanes
+    if max(slab_rows, sum_rows) * pitch * itemsize > LARGEST_SLAB_BYTES:
         return None
     blocks = -(-columns // width)
-    parts = 1 if groups * blocks >= workers else min(-(-row_channels // layout.rows), -(-workers // (groups * blocks)))
+    row_tiles = -(-row_channels // layout.rows)
+    parts = 1 if groups * blocks >= workers else min(row_tiles, -(-workers // (groups * blocks)))
     return WeightSizes(
         lanes=layout.lanes, rows=layout.rows, block=BLOCK, stretch=stretch, groups=groups, parts=parts, width=width,
-        pitch=width, slab_rows=slab_rows, stride=stride, crop_left=crop_left,
+        pitch=pitch, slab_rows=slab_rows, stride=stride, crop_left=crop_left,
     )  # fmt: skip

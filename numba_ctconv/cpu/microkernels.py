@@ -8,11 +8,10 @@ with the partial sums of a block of terms in registers, and adds the blocks up i
 first-level cache. So an element is summed in one order that neither the width of a vector nor the place of the tile
 changes: lanes run over c, terms over r.
 
-It stores with neighbouring rows interleaved: rows m = channel·phases + p, columns c = q, so that the target of a channel
-holds q·phases + p in order. Everything is passed as an address or an integer, which keeps one C signature for all tiles.
+It stores with neighbouring rows interleaved: rows m = channel·phases + p, columns c = q, so that the target of a
+channel holds q·phases + p in order. Everything is passed as an address or an integer, which keeps one C signature.
 """
 
-import functools
 import threading
 from typing import Any, NamedTuple
 
@@ -33,7 +32,7 @@ SIGNATURE = types.void(*[types.int64] * 9)
 
 @intrinsic(prefer_literal=True)
 def tile(
-    typingctx, double, lanes, rows, vectors, phases, panel, slab, offsets, terms, block, start, sums, out, channel_stride
+    typingctx, double, lanes, rows, vectors, phases, panel, slab, offsets, terms, block, start, sums, out, out_stride
 ):  # fmt: skip
     """Emit a register tile; the first five arguments are compile-time integers, the others those of SIGNATURE."""
     shape = Shape(*(literal.literal_value for literal in (double, lanes, rows, vectors, phases)))
@@ -69,7 +68,7 @@ class Emitter:
         name = f"llvm.fma.v{shape.lanes}f{8 * self.size}"
         self.fma = cgutils.get_or_insert_function(builder.module, fma, name)
 
-    def tile(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):  # type: ignore[no-untyped-def]  # LLVM values
+    def tile(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):
         builder, shape = self.builder, self.shape
         grid = [(m, v) for m in range(shape.rows) for v in range(shape.vectors)]
         for m in range(shape.rows):
@@ -88,7 +87,7 @@ class Emitter:
             for k, value in enumerate(self.interleaved(streams)):
                 self.store(value, self.element_at(out, builder.add(at, I64(k * shape.lanes))))
 
-    def block(self, panel, slab, offsets, first, end):  # type: ignore[no-untyped-def]  # LLVM values
+    def block(self, panel, slab, offsets, first, end):
         """The partial sums of the terms in [first, end), in registers."""
         builder, shape = self.builder, self.shape
         before = builder.block
@@ -122,13 +121,15 @@ class Emitter:
         builder.position_at_end(done)
         return total
 
-    def loop(self, count, step):  # type: ignore[no-untyped-def]  # LLVM values
+    def loop(self, count, step):
         """A loop over [0, count) in steps of `step`: a context that yields the ends of each."""
         return _Loop(self.builder, count, step)
 
-    def interleaved(self, streams):  # type: ignore[no-untyped-def]  # LLVM values
-        """[[a0, ..], [b0, ..]] to [a0, b0, a1, b1, ..], by two-source permutes: one round where there are two streams,
-        log2 rounds where their number is a power of two, else one permute a stream for each vector of the result."""
+    def interleaved(self, streams):
+        """[[a0, ..], [b0, ..]] to [a0, b0, a1, b1, ..], by two-source permutes.
+
+        An even number of streams takes a round over pairs, an odd one a permute a stream for each vector of the result.
+        """
         count, lanes = len(streams), self.shape.lanes
         if count == 1:
             return streams[0]
@@ -149,22 +150,22 @@ class Emitter:
                 result.append(value)
         return result
 
-    def permuted(self, a, b, lanes):  # type: ignore[no-untyped-def]  # LLVM values
+    def permuted(self, a, b, lanes):
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, self.shape.lanes), lanes))
 
-    def sum_at(self, sums, m, v):  # type: ignore[no-untyped-def]  # LLVM values
+    def sum_at(self, sums, m, v):
         return self.element_at(sums, I64((m * self.shape.vectors + v) * self.shape.lanes))
 
-    def element_at(self, address, index):  # type: ignore[no-untyped-def]  # LLVM values
+    def element_at(self, address, index):
         return self.builder.add(address, self.builder.mul(index, I64(self.size)))
 
-    def load(self, address):  # type: ignore[no-untyped-def]  # LLVM values
+    def load(self, address):
         return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
 
-    def store(self, value, address):  # type: ignore[no-untyped-def]  # LLVM values
+    def store(self, value, address):
         self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
 
-    def broadcast(self, address):  # type: ignore[no-untyped-def]  # LLVM values
+    def broadcast(self, address):
         scalar = self.builder.load(self.builder.inttoptr(address, self.element.as_pointer()), align=self.size)
         undefined = ir.Constant(self.vector, ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, I32(0))
@@ -218,7 +219,7 @@ tiles = CompiledTiles()
 
 
 def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int) -> Any:
-    def function(panel, slab, offsets, terms, block, start, sums, out, channel_stride):  # type: ignore[no-untyped-def]  # Numba types it
+    def function(panel, slab, offsets, terms, block, start, sums, out, channel_stride):
         tile(
             double, lanes, rows, vectors, phases, panel, slab, offsets, terms, block, start, sums, out, channel_stride
         )  # fmt: skip

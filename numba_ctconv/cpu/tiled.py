@@ -5,12 +5,12 @@ Both operations are, for a family of phases that share their shifts,
     target[o, q·step_out + phase - crop_out] = start[o] + Σ_r panel[r, (o, phase)] · row_r[q - shift_r],
 
 where a term r is a (channel, tap) and row_r is a plane of the source: source[channel, q·step_in + plane - crop_in].
-Forward has one plane a channel (step_in 1) and interleaves phases as it stores (step_out = stride); grad_input splits the
-output gradient into planes (step_in = stride) and stores one phase. layout.py says which shifts and planes there are,
-microkernels.py computes the tiles.
+Forward has one plane a channel (step_in 1) and interleaves phases as it stores (step_out = stride); grad_input splits
+the output gradient into planes (step_in = stride) and stores one phase. layout.py says which shifts and planes there
+are, microkernels.py computes the tiles.
 
-The columns of the product are the positions q of all items, one after another: item n has `lead` columns before its first
-position and `tail` after its last, which hold what the shifts reach, or zero where the source has ended. So short
+The columns of the product are the positions q of all items, one after another: item n has `lead` columns before its
+first position and `tail` after its last, which hold what the shifts reach, or zero where the source has ended. So short
 inputs share a vector, and a column that belongs to no position is computed and dropped.
 
 Called by the engine with its scratch memory; nothing here allocates or checks. Each element is summed in one order that
@@ -19,17 +19,17 @@ depends on the layer alone.
 
 from numba import prange
 
-from .layout import Sizes
 from .intrinsics import address_of, call_tile, copy_bytes
-from .rows import count_below, first_not_below
+from .layout import Sizes
+from .rows import count_below, first_not_below, nothing_of
 from .target import helper, kernel
 
 
 @kernel("r3 r1 c1 n1 n1 n1 n1 s i c2 c2 w3", Sizes)
 def product(source, bias, panels, offsets, planes, phases, tiles, sizes, workers, slabs, scratch, output):
-    """Workers share (group, block of columns, part of the rows) out evenly; a worker packs a block of columns once.
+    """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
-    slabs is (workers, rows of a slab · pitch), scratch (workers, sums and staging of a tile, and its starts); `tiles` are
+    Scratch: slabs (workers, rows of a slab · pitch), scratch (workers, sums, staging and starts of a tile); `tiles` are
     the addresses of the compiled tiles of 1, 2, .. vectors; `sizes` is a layout.Sizes.
     """
     lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
@@ -132,7 +132,7 @@ def store_columns(staging, sizes, phases, column, columns, span, channel, channe
 
 @helper
 def pack_slab(source, planes, sizes, group, column, columns, slab):
-    """Copy the planes of the group's channels next to each other, from `lead` before the columns to `tail` after them."""
+    """Copy the planes of the group's channels into rows, from `lead` before the columns to `tail` after them."""
     lead, step_in = sizes.lead, sizes.step_in
     batch, _, length = source.shape
     channels = source.shape[1] // sizes.groups
@@ -168,33 +168,36 @@ def pack_slab(source, planes, sizes, group, column, columns, slab):
             at = 0
 
 
-@kernel("r4 n1 i i i i c1 c1")
-def pack_panels(weight, first_taps, tap_step, family_taps, rows, tile_phases, infinite, panels):
+@kernel("r4 n1 i i i i i c1 c1")
+def pack_panels(weight, first_taps, tap_step, family_taps, rows, tile_phases, together, infinite, panels):
     """Panels [group][tile][term][row] from weight[group, term channel, row channel, tap]; rows are padded with zero.
 
-    `infinite` gets what is 0 for each group where all weights are finite and NaN where not.
+    So many tiles are filled `together`, channel by channel, so that weights which lie side by side are read so.
+    `infinite` gets what is 0 for each tile whose weights are all finite, and NaN for the others.
     """
     groups, term_channels, row_channels, _ = weight.shape
     phases = first_taps.size
     tile_channels = rows // tile_phases
     phase_tiles = -(-phases // tile_phases)
-    channel_tiles = -(-row_channels // tile_channels)
-    tiles = channel_tiles * phase_tiles
-    terms = term_channels * family_taps
-    for tile in prange(groups * tiles):
-        group = tile // tiles
-        channel = tile % tiles // phase_tiles * tile_channels
-        phase = tile % phase_tiles * tile_phases
-        check = infinite.dtype.type(0)
-        at = tile * terms * rows
+    tiles = -(-row_channels // tile_channels) * phase_tiles
+    size = term_channels * family_taps * rows
+    for batch in prange(-(-groups * tiles // together)):
+        begin, end = batch * together, min((batch + 1) * together, groups * tiles)
         for i in range(term_channels):
-            for m in range(family_taps):
+            for tile in range(begin, end):
+                group = tile // tiles
+                channel = tile % tiles // phase_tiles * tile_channels
+                phase = tile % phase_tiles * tile_phases
+                own_channels, own_phases = min(tile_channels, row_channels - channel), min(tile_phases, phases - phase)
                 for c in range(tile_channels):
-                    for p in range(tile_phases):
-                        w = panels.dtype.type(0)
-                        if channel + c < row_channels and phase + p < phases:
-                            w = weight[group, i, channel + c, first_taps[phase + p] + m * tap_step]
-                        check += w * 0
-                        panels[at] = w
-                        at += 1
-        infinite[tile] = check
+                    for m in range(family_taps):
+                        at = tile * size + (i * family_taps + m) * rows + c * tile_phases
+                        if c < own_channels:
+                            for p in range(own_phases):
+                                k = first_taps[phase + p] + m * tap_step
+                                panels[at + p] = weight[group, i, channel + c, k]
+                            panels[at + own_phases : at + tile_phases] = 0
+                        else:
+                            panels[at : at + tile_phases] = 0
+        for tile in range(begin, end):
+            infinite[tile] = nothing_of(panels[tile * size : (tile + 1) * size])

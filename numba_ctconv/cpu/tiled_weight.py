@@ -8,15 +8,15 @@ so one row of `planes` holds a position of all channels and phases side by side,
 whole rows: nothing is copied twice. microkernels.py computes tiles of (input channels) × (channels and phases) for a
 stretch of time, which are added up in order.
 
-Called by the engine with its scratch memory; nothing here allocates or checks. The stretches depend on the batch and the
-length alone, so threads change no bit.
+Called by the engine with its scratch memory; nothing here allocates or checks. The stretches depend on the batch and
+the length alone, so threads change no bit.
 """
 
 from numba import prange
 
 from .intrinsics import address_of, call_tile
 from .layout import WeightSizes
-from .rows import count_below, first_not_below
+from .rows import count_below, first_not_below, nothing_of
 from .target import helper, kernel
 
 
@@ -75,8 +75,8 @@ def product(
                             call_tile(
                                 tiles[vectors - 1], address_of(panel),
                                 address_of(slab) + (shifts[h] * sizes.pitch + done) * size,
-                                address_of(offsets) + worker * offsets.strides[0], term_end - term, sizes.block, nothing,
-                                tile_sums, address_of(staging), span,
+                                address_of(offsets) + worker * offsets.strides[0], term_end - term, sizes.block,
+                                nothing, tile_sums, address_of(staging), span,
                             )  # fmt: skip
                             for m in range(channels):
                                 at = (((row_tile - tile_begin) * rows + m) * shifts.size + h) * width + done
@@ -101,57 +101,57 @@ def add(sums, terms):
 
 @helper
 def pack_inputs(input, channel, channels, rows, term, term_end, panel):
-    """panel[r, m] is input channel + m at term r; returns 0, or NaN where one is not finite."""
+    """Let panel[r, m] be input channel + m at term r; return 0, or NaN where one is not finite."""
     length = input.shape[2]
-    check = panel.dtype.type(0)
     for m in range(rows):
-        if m < channels:
-            item, t = term // length, term % length
-            done = 0
-            while done < term_end - term:
-                run = min(length - t, term_end - term - done)
-                for j in range(run):
-                    x = input[item, channel + m, t + j]
-                    check += x * 0
-                    panel[(done + j) * rows + m] = x
-                done += run
-                item += 1
-                t = 0
-        else:
+        if m >= channels:
             for j in range(term_end - term):
                 panel[j * rows + m] = 0
-    return check
+            continue
+        item, t, done = term // length, term % length, 0
+        while done < term_end - term:
+            run = min(length - t, term_end - term - done)
+            row = panel[done * rows : (done + run) * rows]
+            for j in range(run):
+                row[j * rows + m] = input[item, channel + m, t + j]
+            done += run
+            item += 1
+            t = 0
+    return nothing_of(panel[: (term_end - term) * rows])
 
 
 @helper
 def pack_planes(grad_output, planes, sizes, group, column, columns, term, term_end, item_rows, length, slab):
-    """slab[row, c] is plane c of the block at the position of the row, from the first term to what the last one reaches."""
+    """Let a row of the slab hold the planes of the block's channels at a position, for all that the terms reach.
+
+    A block begins and ends with a whole channel.
+    """
     group_channels = grad_output.shape[1] // sizes.groups
     output_length = grad_output.shape[2]
     last = term_end - 1
     begin = term // length * item_rows + term % length
     end = last // length * item_rows + last % length + item_rows - length + 1
-    padded = -(-columns // sizes.lanes) * sizes.lanes
-    for c in range(padded):
-        if c >= columns:
-            for j in range(end - begin):
-                slab[j * sizes.pitch + c] = 0
-            continue
+    for j in range(end - begin):
+        slab[j * sizes.pitch + columns : (j + 1) * sizes.pitch] = 0
+    for c in range(0, columns, planes.size):
         o = group * group_channels + (column + c) // planes.size
-        plane = planes[(column + c) % planes.size] - sizes.crop_left
-        item, at = begin // item_rows, begin % item_rows
-        done = 0
+        item, at, done = begin // item_rows, begin % item_rows, 0
         while done < end - begin:
             run = min(item_rows - at, end - begin - done)
-            start = at * sizes.stride + plane
-            first = min(first_not_below(-start, sizes.stride), run)
-            stop = max(count_below(output_length - start, sizes.stride, run), first)
-            for j in range(first):
-                slab[(done + j) * sizes.pitch + c] = 0
-            for j in range(first, stop):
-                slab[(done + j) * sizes.pitch + c] = grad_output[item, o, start + j * sizes.stride]
-            for j in range(stop, run):
-                slab[(done + j) * sizes.pitch + c] = 0
+            start = at * sizes.stride - sizes.crop_left
+            # the positions of which all planes lie in the output; at the others each is looked at
+            first = min(first_not_below(-start - planes[0], sizes.stride), run)
+            stop = max(count_below(output_length - start - planes[planes.size - 1], sizes.stride, run), first)
+            for j in range(run):
+                l = start + j * sizes.stride
+                row = slab[(done + j) * sizes.pitch + c : (done + j) * sizes.pitch + c + planes.size]
+                if first <= j < stop:
+                    for p in range(planes.size):
+                        row[p] = grad_output[item, o, l + planes[p]]
+                else:
+                    for p in range(planes.size):
+                        inside = 0 <= l + planes[p] < output_length
+                        row[p] = grad_output[item, o, l + planes[p]] if inside else 0
             done += run
             item += 1
             at = 0

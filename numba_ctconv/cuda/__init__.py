@@ -30,6 +30,8 @@ from .arrays import Queue
 class CudaEngine:
     """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run."""
 
+    algorithms: tuple[Algorithm, ...] = ("auto", "gather", "scatter")
+
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of the arrays of a call, all on one GPU; None stays None."""
         views: dict[str, Any] = {}
@@ -81,6 +83,7 @@ class CudaEngine:
         groups: int,
         algorithm: Algorithm,
         stream: Queue,
+        kept: dict[str, Any] | None,
         output: Any,
     ) -> None:
         """Overwrite output (N, C_out, L_out) from input (N, C_in, L_in), weight and bias (C_out) or None."""
@@ -103,6 +106,7 @@ class CudaEngine:
         groups: int,
         algorithm: Algorithm,
         stream: Queue,
+        kept: dict[str, Any] | None,
         grad_input: Any,
     ) -> None:
         """Overwrite grad_input (N, C_in, L_in) from grad_output and weight."""

@@ -1,0 +1,54 @@
+"""Weights packed for the tiles: made once for a layer, or for a call. Called by the engine."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..geometry import Plan
+from . import layout, tiled
+from .layout import Layout
+
+TOGETHER = 16  # tiles that are packed together where they are neighbours in the weight
+
+
+class Panels(NamedTuple):
+    """The panels of one family of phases."""
+
+    layout: Layout
+    values: Any  # [group][tile][term][row]
+
+
+class Packed(NamedTuple):
+    """A weight as one operation takes it."""
+
+    panels: tuple[Panels, ...]
+    finite: bool  # an absent tap or sample is a product with zero, which Inf and NaN would not let vanish
+
+
+def of_forward(weight: Any, plan: Plan, groups: int) -> Packed | None:
+    """The panels of forward; None where the layer has no tiled layout."""
+    split = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, C_in/groups, C_out/groups, K), a view
+    layouts = layout.forward_layouts(plan, split.shape[1], split.shape[2], weight.itemsize)
+    return None if layouts is None else _packed(split, layouts, TOGETHER)
+
+
+def of_grad_input(weight: Any, plan: Plan, groups: int) -> Packed | None:
+    """The panels of grad_input; None where the layer has no tiled layout."""
+    split = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 2, 1, 3)
+    own = layout.grad_input_layout(plan, split.shape[1], split.shape[2], weight.itemsize)
+    return None if own is None else _packed(split, (own,), 1)
+
+
+def _packed(split: Any, layouts: tuple[Layout, ...], together: int) -> Packed:
+    groups, term_channels, row_channels, _ = split.shape
+    panels, finite = [], True
+    for own in layouts:
+        tiles = groups * own.row_tiles(row_channels)
+        values = np.empty(tiles * term_channels * own.taps * own.rows, split.dtype)
+        infinite = np.zeros(tiles, split.dtype)
+        tiled.pack_panels(
+            split, own.first_taps, own.tap_step, own.taps, own.rows, own.tile_phases, together, infinite, values
+        )  # fmt: skip
+        panels.append(Panels(own, values))
+        finite = finite and not np.isnan(infinite).any()
+    return Packed(tuple(panels), finite)
