@@ -3,14 +3,15 @@
     pytest bench                        time them
     pytest bench --benchmark-disable    only check them
 
-For ratios to torch, full lengths and reports use `numba-ctconv bench`, which draws from the same table.
+For ratios to peers, full lengths and reports use `numba-ctconv bench`, which draws from the same table.
 """
 
 import numba
 import pytest
 
 from numba_ctconv.benchmark.checking import first_mismatch
-from numba_ctconv.benchmark.peers import Ours, flops
+from numba_ctconv.benchmark.contestants import flops
+from numba_ctconv.benchmark.ours import Ours
 from numba_ctconv.benchmark.workloads import layer_problems
 
 LIMIT = 2e7  # floating-point operations of a convolution
@@ -21,10 +22,10 @@ def problems(shape):
 
 
 def check_and_time(problem, what, benchmark):
-    ours = Ours("auto", "cpu")
+    ours = Ours("auto", "cpu", "layer")
     for exact in (True, False):
         operands = problem.operands(exact=exact)
-        run, _ = ours.prepare(problem, what, operands)
+        run = ours.prepare(problem, what, operands).run
         mismatch = first_mismatch(problem, operands, ours.arrays(what, run()), exact=exact)
         assert mismatch is None, str(mismatch)
     benchmark.extra_info["gflop"] = flops(problem, what) / 1e9  # so that a saved run can be read without the code

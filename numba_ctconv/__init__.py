@@ -2,6 +2,7 @@
 
 from .functional import Gradients, conv_transpose1d, conv_transpose1d_backward, output_length
 from .modules import ConvTranspose1d
+from .warmup import warmup
 
 __version__ = "0.1.0"
-__all__ = ["ConvTranspose1d", "Gradients", "conv_transpose1d", "conv_transpose1d_backward", "output_length"]
+__all__ = ["ConvTranspose1d", "Gradients", "conv_transpose1d", "conv_transpose1d_backward", "output_length", "warmup"]

@@ -17,9 +17,13 @@ import numba
 
 from . import __version__
 from .benchmark import commands, peers, verification
-from .benchmark.commands import BLOCKS, LIMIT, QUICK_BLOCKS, QUICK_LIMIT
+from .benchmark.commands import BLOCKS, LIMIT, NO_PEER, QUICK_BLOCKS, QUICK_LIMIT
+from .benchmark.contestants import PASSES, Pass
 from .benchmark.device import Device, threads
+from .benchmark.ours import STYLES
 from .benchmark.progress import Progress
+from .warmup import DTYPES as WARMUP_DTYPES
+from .warmup import PASSES as WARMUP_PASSES
 
 Number = TypeVar("Number", int, float)
 DEVICES: tuple[Device, ...] = get_args(Device)
@@ -42,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     progress = Progress()
     try:
-        with threads(options.threads):
+        with threads(options.threads if isinstance(options.threads, int) else None):
             status: int = options.run(options, progress)
         sys.stdout.flush()
     except commands.OptionError as reason:
@@ -77,14 +81,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     bench = subparsers.add_parser(
         "bench",
-        parents=[common],
         help="time layers of published models",
-        description="Times layers of published models, against torch where it is installed. Every result is held "
-        "against the reference before it is timed; exit status 1 where one is wrong.",
-        epilog="Examples: numba-ctconv bench --quick | numba-ctconv bench 'hifigan*' --pass gradients --threads 1",
+        description="Times layers of published models, against torch and onnxruntime where they are installed, and "
+        "against the machine's peak and memory. Every result is held against the reference before it is timed; exit "
+        "status 1 where one is wrong.",
+        epilog="Examples: numba-ctconv bench --quick | numba-ctconv bench 'hifigan*' --pass gradients --threads 1,2",
     )
     _add_bench_options(bench)
     bench.set_defaults(run=commands.bench, parser=bench)
+    report = subparsers.add_parser(
+        "report",
+        help="make a short table from a file that bench wrote",
+        description="Prints a Markdown table of a file that `bench --json` wrote: layer, time, GFLOP/s, share of the "
+        "peak, ratio to each peer; the core rows, or those that are named, and the means over all rows of the file.",
+    )
+    _add_report_options(report)
+    report.set_defaults(run=commands.show_results, parser=report)
     verify = subparsers.add_parser(
         "verify",
         parents=[common],
@@ -103,6 +115,22 @@ def _parser() -> argparse.ArgumentParser:
         "folder of the compiled kernels, and the GPU.",
     )
     info.set_defaults(run=commands.info, parser=info)
+    warm = subparsers.add_parser(
+        "warmup",
+        parents=[common],
+        help="compile now what layers will need",
+        description="Compiles all code that layers of published models, and others of their shapes, need, and keeps it "
+        "on disk for new processes: while a container image is built, say. It serves only on the model of CPU that it "
+        "was made on. numba_ctconv.warmup() does so for given layers.",
+    )
+    warm.add_argument("rows", nargs="*", metavar="ROW", help="rows by name or pattern (* and ?), out of all rows")
+    warm.add_argument("--all", action="store_true", help="all rows, not only the core ones")
+    warm.add_argument(
+        "--pass", action="append", choices=WARMUP_PASSES, dest="passes", help="repeatable; default: all three"
+    )
+    warm.add_argument("--dtype", action="append", choices=WARMUP_DTYPES, help="repeatable; default: both")
+    warm.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
+    warm.set_defaults(run=commands.warmup, parser=warm)
     return parser
 
 
@@ -112,16 +140,28 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     which.add_argument("--core", action="store_true", default=None, help="only the core rows (default without ROW)")
     which.add_argument("--all", action="store_false", dest="core", help="all rows")
     bench.add_argument("--quick", action="store_true", help="a row of every kind, cut short: done within a minute")
+    _add_pass_option(bench, "default: forward")
     bench.add_argument(
-        "--pass",
-        action="append",
-        type=_passes,
-        dest="passes",
-        metavar="PASS",
-        help=f"{', '.join(peers.PASSES)} (all three at once); several with commas or repeated; default: forward",
+        "--threads",
+        type=_thread_counts,
+        metavar="N[,M]",
+        help="numbers of threads, timed against each other; default: Numba's setting",
     )
     bench.add_argument(
         "--algorithm", action="append", choices=verification.ALGORITHMS, help="repeatable; default: auto"
+    )
+    bench.add_argument(
+        "--style",
+        action="append",
+        choices=STYLES,
+        help="call the function, which packs weights every time; a layer, which keeps them packed; or a layer with "
+        "results in memory that is used again; repeatable; default: all three",
+    )
+    bench.add_argument(
+        "--peer",
+        action="append",
+        choices=(*peers.PEERS, NO_PEER),
+        help="repeatable; default: all that are installed",
     )
     bench.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
     bench.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
@@ -141,6 +181,33 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
         "--json", type=pathlib.Path, metavar="FILE", help="append machine and rows to FILE, one JSON object a line"
     )
     bench.add_argument("--markdown", type=pathlib.Path, metavar="FILE", help="write the table to FILE as Markdown")
+
+
+def _add_report_options(report: argparse.ArgumentParser) -> None:
+    report.add_argument("file", type=pathlib.Path, metavar="FILE")
+    report.add_argument("rows", nargs="*", metavar="ROW", help="rows by name or pattern; default: the core rows")
+    report.add_argument("--contestant", default="auto layer", help='as the file names it; default: "auto layer"')
+    report.add_argument("--threads", type=_positives, metavar="N[,M]", help="default: all in the file")
+    _add_pass_option(report, "default: all in the file")
+
+
+def _add_pass_option(parser: argparse.ArgumentParser, default: str) -> None:
+    parser.add_argument(
+        "--pass",
+        action="append",
+        type=_passes,
+        dest="passes",
+        metavar="PASS",
+        help=f"{', '.join(PASSES)} (all three at once); several with commas or repeated; {default}",
+    )
+
+
+def _thread_counts(text: str) -> list[int]:
+    return [_thread_count(count) for count in text.split(",")]
+
+
+def _positives(text: str) -> list[int]:
+    return [_positive(int)(count) for count in text.split(",")]
 
 
 def _thread_count(text: str) -> int:
@@ -163,9 +230,9 @@ def _positive(kind: type[Number]) -> Callable[[str], Number]:
     return convert
 
 
-def _passes(text: str) -> list[peers.Pass]:
+def _passes(text: str) -> list[Pass]:
     names = text.split(",")
     for name in names:
-        if name not in peers.PASSES:
-            raise argparse.ArgumentTypeError(f"{name!r} is no pass; choose from {', '.join(peers.PASSES)}")
+        if name not in PASSES:
+            raise argparse.ArgumentTypeError(f"{name!r} is no pass; choose from {', '.join(PASSES)}")
     return names  # type: ignore[return-value]  # mypy does not narrow by membership

@@ -48,7 +48,7 @@ class Engine(Protocol):
         groups: int,
         algorithm: Algorithm,
         stream: Any,
-        kept: dict[str, Any] | None,
+        kept: dict[Any, Any] | None,
         output: Any,
     ) -> None:
         """Overwrite output (N, C_out, L_out) from input (N, C_in, L_in), weight and bias (C_out) or None."""
@@ -61,7 +61,7 @@ class Engine(Protocol):
         groups: int,
         algorithm: Algorithm,
         stream: Any,
-        kept: dict[str, Any] | None,
+        kept: dict[Any, Any] | None,
         grad_input: Any,
     ) -> None:
         """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight."""

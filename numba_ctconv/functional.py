@@ -173,7 +173,7 @@ def forward(
     algorithm: str,
     out: Any,
     stream: Any,
-    kept: dict[str, Any] | None = None,
+    kept: dict[Any, Any] | None = None,
 ) -> Any:
     """conv_transpose1d with its integers checked; a layer gives what it keeps of its weight for the engine."""
     given = {"input": input, "weight": weight, "bias": bias, "out": out}
@@ -271,7 +271,7 @@ def backward(
     algorithm: str,
     out: Gradients | None,
     stream: Any,
-    kept: dict[str, Any] | None = None,
+    kept: dict[Any, Any] | None = None,
 ) -> Gradients:
     """conv_transpose1d_backward with its integers checked; a layer gives what it keeps of its weight for the engine."""
     wanted = checks.needs(needs)

@@ -89,7 +89,7 @@ class ConvTranspose1d:
         bound = math.sqrt(self.groups / (self.out_channels * self.kernel_size))
         engine = self._engine()
         self.algorithm = checks.algorithm(algorithm, engine.algorithms)
-        self._kept: dict[str, Any] = {}  # what the engine makes of the weight, until the weight is another
+        self._kept: dict[Any, Any] = {}  # what the engine makes of the weight, until the weight is another
 
         def draw(*shape: int) -> Any:
             return engine.upload(generator.uniform(-bound, bound, shape).astype(self.dtype))

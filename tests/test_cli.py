@@ -10,7 +10,8 @@ import numba
 import pytest
 
 from numba_ctconv import __version__
-from numba_ctconv.benchmark import commands, machine, peers, timing, verification
+from numba_ctconv.benchmark import ceilings, commands, machine, peers, timing, verification
+from numba_ctconv.benchmark.contestants import PASSES
 from numba_ctconv.benchmark.progress import Progress
 from numba_ctconv.benchmark.workloads import CASES
 from numba_ctconv.cli import main
@@ -25,11 +26,13 @@ def no_pauses(monkeypatch):
     monkeypatch.setattr(timing, "PAUSE", 0.0)
     monkeypatch.setattr(timing, "BLOCK_SECONDS", 0.0)
     monkeypatch.setattr(commands, "QUICK_PAUSE", 0.0)
+    monkeypatch.setattr(ceilings, "TRY_SECONDS", 0.0)
+    monkeypatch.setattr(ceilings, "TRIES", 1)
 
 
 @pytest.fixture
-def no_torch(monkeypatch):
-    monkeypatch.setattr(peers, "torch_installed", lambda: False)
+def no_peers(monkeypatch):
+    monkeypatch.setattr(peers, "installed", lambda _: False)
 
 
 @pytest.fixture
@@ -69,31 +72,61 @@ def test_bench_prints_a_table_and_writes_json_and_markdown(tmp_path, capsys):
     assert head["machine"]["numba_ctconv"] == __version__
     assert head["machine"]["threads"] == 1
     assert head["options"]["blocks"] == 3
-    assert [row["contestant"] for row in rows] == ["auto", "torch"][: len(rows)]
+    present = [peer for peer in peers.PEERS if peers.installed(peer)]
+    assert [row["contestant"] for row in rows] == ["auto", "auto layer", "auto layer out", *present]
+    products = 2 * (125 * 4 - 2) * 512  # but for two that are cropped
     for row in rows:
         assert row["row"] == "mimi/upsample"
+        assert row["threads"] == 1
         assert len(row["seconds"]) == 3
         assert sorted(row["seconds"])[1] == row["median"] > 0
-        assert row["gflops"] == pytest.approx(2 * 125 * 4 * 512 / row["median"] / 1e9)
-    if peers.torch_installed():
-        assert rows[0]["times_torch"]["median"] > 0
-        assert "geometric mean, times torch:" in out
+        assert row["flops"] == products
+        assert row["bytes"] == 4 * 512 * (125 + 4 + 250)
+        assert row["gflops"] == pytest.approx(products / row["median"] / 1e9)
+        assert row["of_peak"] == pytest.approx(row["gflops"] / row["peak_gflops"])
+        assert row["floor_seconds"] == max(products / row["peak_gflops"] / 1e9, row["loop_seconds"])
+        assert row["of_floor"] == row["floor_seconds"] / row["median"]
+    for peer in present:
+        assert rows[0][f"times_{peer}"]["median"] > 0
+        assert f"× {peer}" in out
+        assert rows[-1][f"times_{peer}"] is None
+    if present:
+        assert rows[0]["times_best"]["median"] <= rows[0][f"times_{present[0]}"]["median"]
+        assert "geometric mean, times best" in out
     assert markdown_file.read_text(encoding="utf-8").count("| mimi/upsample |") == len(rows)
+    assert "cache" not in head["machine"]  # a folder of the user's is nobody's business
 
 
-@pytest.mark.usefixtures("no_torch")
-def test_bench_without_torch_gives_no_ratios(capsys):
+@pytest.mark.usefixtures("no_peers")
+def test_bench_without_peers_gives_no_ratios(capsys):
     assert main(["bench", *TINY]) == 0
     out = capsys.readouterr().out
-    assert "torch is not installed" in out
+    assert "no ratios: no peer of torch, onnxruntime here" in out
     assert "geometric mean" not in out
+    assert "× best" not in out.splitlines()[1]
 
 
-@pytest.mark.usefixtures("no_torch")
+@pytest.mark.skipif(numba.config.NUMBA_NUM_THREADS < 2, reason="there is one thread")
+def test_bench_times_numbers_of_threads_against_each_other(tmp_path, capsys):
+    file = tmp_path / "run.jsonl"
+    threads = numba.get_num_threads()
+    chosen = ["--style", "layer", "--style", "function", "--peer", "none"]
+    assert main(["bench", *TINY, "--threads", "1,2", *chosen, "--algorithm", "scatter", "--json", str(file)]) == 0
+    assert numba.get_num_threads() == threads
+    head, *rows = map(json.loads, file.read_text(encoding="utf-8").splitlines())
+    assert head["options"]["threads"] == [1, 2]
+    assert [(row["contestant"], row["threads"]) for row in rows] == [
+        (name, count) for count in (1, 2) for name in ("scatter layer", "scatter")
+    ]
+    assert [row["times_one_thread"] is not None for row in rows] == [False, False, True, True]
+    assert "× 1 thread" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("no_peers")
 def test_bench_appends_to_a_json_file(tmp_path):
     file = tmp_path / "runs.jsonl"
     for _ in range(2):
-        assert main(["bench", *TINY, "--json", str(file)]) == 0
+        assert main(["bench", *TINY, "--style", "function", "--json", str(file)]) == 0
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert ["machine" in record for record in records] == [True, False, True, False]
 
@@ -121,14 +154,15 @@ def test_bench_measures_passes_algorithms_and_dtypes(tmp_path):
         == 0
     )
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()[1:]]
-    assert {row["pass"] for row in rows} == set(peers.PASSES)
-    assert {row["contestant"] for row in rows} - {"torch"} == {"gather", "scatter"}
+    assert {row["pass"] for row in rows} == set(PASSES)
+    names = {f"{algorithm}{style}" for algorithm in ("gather", "scatter") for style in ("", " layer", " layer out")}
+    assert {row["contestant"] for row in rows} - {"torch"} == names
     assert {row["dtype"] for row in rows} == {"float64"}
     for row in rows:
         assert row["input_length"] < row["full_input_length"] == 85995
 
 
-@pytest.mark.usefixtures("wrong_kernel", "no_torch")
+@pytest.mark.usefixtures("wrong_kernel", "no_peers")
 def test_bench_does_not_time_a_wrong_result(monkeypatch, capsys):
     monkeypatch.setattr(timing, "interleaved", lambda *_, **__: pytest.fail("timed"))
     assert main(["bench", *TINY]) == 1
@@ -137,7 +171,7 @@ def test_bench_does_not_time_a_wrong_result(monkeypatch, capsys):
     assert "1 of 1 rows refused" in captured.err
 
 
-@pytest.mark.usefixtures("wrong_kernel", "no_torch")
+@pytest.mark.usefixtures("wrong_kernel", "no_peers")
 def test_bench_goes_on_after_a_wrong_result(capsys):
     assert main(["bench", "diffusion_policy/up0", *TINY, "--pass", "forward,grad_input", "--limit", "0.01"]) == 1
     captured = capsys.readouterr()
@@ -146,7 +180,7 @@ def test_bench_goes_on_after_a_wrong_result(capsys):
     assert "grad_input" in captured.out
 
 
-@pytest.mark.usefixtures("no_torch")
+@pytest.mark.usefixtures("no_peers")
 def test_quick_takes_one_row_of_every_kind(tmp_path):
     file = tmp_path / "run.jsonl"
     assert main(["bench", "--quick", "--limit", "1e-3", "--blocks", "1", "--json", str(file)]) == 0
@@ -164,7 +198,9 @@ def test_quick_takes_one_row_of_every_kind(tmp_path):
         (["--algorithm", "fft"], "invalid choice: 'fft'"),
         (["--dtype", "float16"], "invalid choice: 'float16'"),
         (["--threads", "0"], "a positive int is expected; got '0'"),
-        (["--threads", "100000"], "(NUMBA_NUM_THREADS); got 100000"),
+        (["--threads", "1,100000"], "(NUMBA_NUM_THREADS); got 100000"),
+        (["--style", "fast"], "invalid choice: 'fast'"),
+        (["--peer", "jax"], "invalid choice: 'jax'"),
         (["--limit", "nan"], "a positive float is expected; got 'nan'"),
         (["--blocks", "many"], "a positive int is expected; got 'many'"),
         (["--json", "no/such/folder/file"], "can't be written: No such file"),
@@ -173,6 +209,94 @@ def test_quick_takes_one_row_of_every_kind(tmp_path):
 )
 def test_bench_refuses_bad_options(arguments, message, capsys):
     assert message in refused(["bench", *arguments], capsys)
+
+
+@pytest.fixture
+def results_file(tmp_path):
+    """Two rows, with and without ratios, two numbers of threads, of a run whose figures are known."""
+    facts = machine.describe() | {"cpu": "Model 1", "threads": 2}
+    options = {"started": "2026-01-02T03:04:05+00:00", "limit_gflop": 1.0, "blocks": 9}
+    lines = [{"machine": facts, "options": options}]
+    ratio = {"median": 2.0, "low": 1.5, "high": 2.5}
+    for name, threads, seconds in (
+        ("hifigan_v1/up0", 1, 0.5),
+        ("hifigan_v1/up0", 2, 0.25),
+        ("hifigan_v2/up0", 2, 0.125),
+    ):
+        record = {
+            "row": name, "pass": "forward", "batch": 1, "input_length": 8, "full_batch": 1, "full_input_length": 9,
+            "dtype": "float32", "threads": threads, "contestant": "auto layer", "median": seconds, "spread": 0.0,
+            "gflops": 12.5, "of_peak": 0.75, "of_floor": 0.75, "times_torch": ratio, "times_onnxruntime": None,
+            "times_best": ratio, "times_one_thread": None,
+        }  # fmt: skip
+        lines.append(record)
+    file = tmp_path / "results.jsonl"
+    file.write_text("\n".join(map(json.dumps, lines)) + "\n", encoding="utf-8")
+    return file
+
+
+def test_report_makes_the_table_of_the_core_rows(results_file, capsys):
+    assert main(["report", str(results_file), "--threads", "2"]) == 0
+    head, _, *table, _, means = capsys.readouterr().out.splitlines()
+    assert head.startswith("Model 1, 2 threads")
+    assert "2026-01-02; auto layer, float32, layers cut to 1 GFLOP, medians of 9 blocks." in head
+    assert table == [
+        "| layer | N × L | ms | GFLOP/s | of peak | × torch |",
+        "| :-- | --: | --: | --: | --: | --: |",
+        "| hifigan_v1/up0 | 1 × 8 | 250.0 | 12.5 | 75 % | 2.00 |",
+    ]
+    assert "times best 2.00, torch 2.00 (auto layer, forward, 2 threads, 2 rows); slower than the best: none" in means
+
+
+def test_report_shows_the_rows_that_are_named_and_what_differs_between_them(results_file, capsys):
+    assert main(["report", str(results_file), "hifigan*"]) == 0
+    table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| hifigan")]
+    assert [line.split(" | ")[:2] for line in table] == [
+        ["| hifigan_v1/up0", "1"], ["| hifigan_v1/up0", "2"], ["| hifigan_v2/up0", "2"],
+    ]  # fmt: skip
+
+
+def test_report_takes_the_last_record_of_a_row(results_file, capsys):
+    lines = results_file.read_text(encoding="utf-8").splitlines()
+    again = json.loads(lines[2]) | {"median": 0.001}
+    results_file.write_text("\n".join([*lines, lines[0], json.dumps(again)]), encoding="utf-8")
+    assert main(["report", str(results_file), "--threads", "2"]) == 0
+    assert "| 1.000 | 12.5 |" in capsys.readouterr().out
+
+
+def test_report_of_what_bench_wrote(tmp_path, capsys):
+    file = tmp_path / "run.jsonl"
+    assert main(["bench", *TINY, "--json", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["report", str(file), "--contestant", "auto layer out", "--pass", "forward"]) == 0
+    assert "| mimi/upsample | 1 × 125 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--contestant", "fft"], "no rows of that kind; it holds auto layer (forward, threads 1), auto layer (f"),
+        (["--threads", "3"], "no rows of that kind"),
+        (["--threads", "none"], "a positive int is expected; got 'none'"),
+        (["--pass", "gradients"], "no rows of that kind"),
+        (["no_such_row"], "no row matches 'no_such_row'; the rows of the file are: hifigan_v1/up0, hifigan_v2/up0"),
+    ],
+)
+def test_report_refuses_what_the_file_does_not_hold(arguments, message, results_file, capsys):
+    assert message in refused(["report", str(results_file), *arguments], capsys)
+
+
+def test_report_refuses_other_files(results_file, tmp_path, capsys):
+    assert "can't be read: No such file" in refused(["report", str(tmp_path / "none")], capsys)
+    text = results_file.read_text(encoding="utf-8")
+    for content, message in (
+        ("", "holds no results"),
+        ("# Results", "is not a file that `numba-ctconv bench --json` wrote"),
+        ('{"row": "a"}', "is not a file that"),
+        (text + text.replace("Model 1", "Model 2"), "different machines or versions: cpu differs"),
+    ):
+        results_file.write_text(content, encoding="utf-8")
+        assert message in refused(["report", str(results_file)], capsys)
 
 
 @pytest.mark.parametrize("command", ["bench", "verify"])
@@ -201,7 +325,8 @@ def test_verify_names_what_is_wrong(monkeypatch, capsys):
     assert "WRONG  plain, forward, cpu, auto, float32: output[1, 3, 8] is" in out
     assert "WRONG  one_sample, forward, cpu, scatter, float64: output[0, 0, 0] is" in out
     assert "gradients" not in out
-    assert "cpu: 24 calls, 12 WRONG" in out
+    calls = 2 * 2 * 2 * len(verification.ALGORITHMS)
+    assert f"cpu: {calls} calls, {calls // 2} WRONG" in out
 
 
 def test_verify_sees_an_element_that_nobody_wrote(monkeypatch, capsys):
@@ -221,7 +346,8 @@ def test_verify_goes_on_after_a_kernel_that_fails(monkeypatch, capsys):
     assert main(["verify", "--device", "cpu"]) == 1
     out = capsys.readouterr().out
     assert "WRONG  plain, gradients, cpu, auto, float32: RuntimeError: does not compile" in out
-    assert "cpu: 12 calls, 6 WRONG" in out
+    calls = 2 * 2 * len(verification.ALGORITHMS)
+    assert f"cpu: {calls} calls, {calls // 2} WRONG" in out
 
 
 # --- info -------------------------------------------------------------------------------------------------------------
@@ -270,7 +396,7 @@ def test_python_m_runs_the_same():
     assert done.stdout == f"numba-ctconv {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["bench"], ["verify"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["bench"], ["report"], ["verify"], ["info"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])
@@ -311,7 +437,7 @@ def test_importing_the_package_imports_no_benchmark_and_the_benchmark_no_torch()
         "import sys, numba_ctconv\n"
         "assert not [m for m in sys.modules if m.startswith(('numba_ctconv.benchmark', 'numba_ctconv.cli', 'torch'))]\n"
         "import numba_ctconv.cli\n"
-        "assert 'torch' not in sys.modules and 'numba.cuda' not in sys.modules\n"
+        "assert not {'torch', 'onnxruntime', 'onnx', 'numba.cuda'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 

@@ -8,7 +8,7 @@ import pytest
 from strategies import LAYOUTS
 
 import numba_ctconv as nc
-from numba_ctconv.cpu import forward, grad_input, grad_weight, rows, target
+from numba_ctconv.cpu import compilation, forward, grad_input, grad_weight, rows, target
 
 GATHERS = {"forward": forward.gather, "grad_input": grad_input.gather, "grad_weight": grad_weight.gather}
 # multiplications and FMAs on whole vectors: x86 ...ps/...pd on ymm or zmm, or NEON's fmla on 4s or 2d
@@ -20,7 +20,7 @@ PACKED = {
 
 def serial_assembly(kernel, dtype):
     """The code of a kernel compiled without threads, which Numba shows in one piece."""
-    options = {"nogil": True, "error_model": "numpy", "fastmath": target.EXACT}
+    options = {"nogil": True, "error_model": "numpy", "fastmath": compilation.EXACT}
     compiled = numba.njit(kernel.signature(np.dtype(dtype)), **options)(kernel.function)
     return compiled.inspect_asm(compiled.signatures[0])
 
@@ -35,7 +35,7 @@ def test_the_innermost_loop_of_gather_vectorises(operation, dtype):
 def test_the_pattern_tells_scalar_code():
     """The same loop over arrays of unknown stride is scalar, and the pattern sees that."""
     any_stride = numba.types.Array(numba.float32, 1, "A")
-    compiled = numba.njit(numba.void(any_stride, numba.float32, any_stride), fastmath=target.EXACT)(
+    compiled = numba.njit(numba.void(any_stride, numba.float32, any_stride), fastmath=compilation.EXACT)(
         rows.add_scaled.py_func
     )
     assert not re.search(PACKED["float32"], compiled.inspect_asm(compiled.signatures[0]))
@@ -63,8 +63,8 @@ def test_the_cache_serves_only_the_sources_it_was_made_from(monkeypatch, tmp_pat
     """The stamp covers helpers in other files than the kernel's, which Numba's own does not."""
 
     def hits(stamp):
-        monkeypatch.setattr(target, "_sources", lambda: stamp)
-        kernel = target.Kernel(grad_weight.sum_channels.function, grad_weight.sum_channels.arguments)
+        monkeypatch.setattr(compilation, "_sources", lambda file: stamp)
+        kernel = compilation.Kernel(grad_weight.sum_channels.function, grad_weight.sum_channels.arguments)
         stats = kernel.compile(np.dtype(np.float64)).stats
         return sum(stats.cache_hits.values())
 
@@ -77,10 +77,10 @@ def test_the_cache_serves_only_the_sources_it_was_made_from(monkeypatch, tmp_pat
 def test_the_stamp_reads_every_file_of_the_engine(monkeypatch, tmp_path):
     for name in ("target.py", "rows.py"):
         (tmp_path / name).write_text("1")
-    monkeypatch.setattr(target, "__file__", str(tmp_path / "target.py"))
-    before = target._sources.__wrapped__()
+    monkeypatch.setattr(compilation, "__file__", str(tmp_path / "target.py"))
+    before = compilation._sources.__wrapped__()
     (tmp_path / "rows.py").write_text("2")
-    assert target._sources.__wrapped__() != before
+    assert compilation._sources.__wrapped__() != before
 
 
 @pytest.mark.parametrize("rows_", [1, 7, 512])

@@ -4,6 +4,7 @@ import concurrent.futures
 import os
 import subprocess
 import sys
+import threading
 
 import numba
 import numpy as np
@@ -11,17 +12,75 @@ import pytest
 
 import numba_ctconv as nc
 from numba_ctconv.benchmark.workloads import CASES
+from numba_ctconv.cpu import compilation, target
 
+THREADING_LAYERS = ["omp", "workqueue", "tbb"]
 MANY_AT_ONCE = """
-import concurrent.futures, numpy as np, numba, numba_ctconv as nc
+import concurrent.futures, threading, numpy as np, numba, numba_ctconv as nc
 x, w = np.ones((1, 8, 400), np.float32), np.ones((8, 8, 4), np.float32)
 expected = nc.conv_transpose1d(x, w, stride=2)
 assert numba.threading_layer() == {layer!r}, numba.threading_layer()
 def call(_):
-    return np.array_equal(nc.conv_transpose1d(x, w, stride=2), expected)
-with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    return np.array_equal(nc.conv_transpose1d(x, w, stride=2), expected) and numba.get_num_threads() == {count}
+with concurrent.futures.ThreadPoolExecutor(8, initializer=lambda: numba.set_num_threads({count})) as pool:
     assert all(pool.map(call, range(400)))
+assert numba.get_num_threads() == 4
 """
+TOGETHER = """
+import threading, numpy as np, numba
+from numba_ctconv.cpu.compilation import Kernel
+# a kernel that waits, for a while, until eight have begun: none may hold the GIL or a lock that another needs
+def meet(begun, workers, output):
+    own, met, turns = int(output[0]), 0, 0
+    while met < 8 and turns < 100_000_000:
+        turns += 1
+        begun[own] = turns
+        met = 0
+        for j in range(8):
+            met += begun[j] > 0
+    for worker in numba.prange(workers):
+        output[1 + worker] = met
+kernel = Kernel(meet, ["o1", "i", "w1"])
+kernel.compile(np.dtype(np.float64))
+begun, outputs = np.zeros(8, np.int64), np.zeros((8, 1 + {workers}))
+def call(number):
+    numba.set_num_threads(1)
+    outputs[number] = number
+    kernel(begun, {workers}, outputs[number])
+threads = [threading.Thread(target=call, args=(n,)) for n in range(8)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+assert (outputs[:, 1:] == 8).all(), outputs
+"""
+
+
+def run(code, layer):
+    """Run code in a new process under a threading layer, with four threads."""
+    environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "4"}
+    environment.pop("NUMBA_DEFAULT_NUM_THREADS", None)
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    if "No threading layer could be loaded" in done.stderr:
+        pytest.skip(f"this machine has no {layer} threading layer")
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture
+def filled():
+    """A kernel whose two forms are stand-ins that say which of them ran."""
+    ran = []
+
+    def none(values, workers, output):
+        """Never compiled."""
+
+    kernel = compilation.Kernel(none, ["r1", "i", "w1"])
+    kernel.compiled[np.dtype(np.float64)] = lambda *_: ran.append("parallel")
+    kernel.serial[np.dtype(np.float64)] = lambda *_: ran.append("serial")
+
+    def call(workers):
+        kernel(np.ones(1), workers, np.ones(1))
+        return ran.pop()
+
+    return call
 
 
 def test_python_threads_share_the_kernels():
@@ -40,18 +99,81 @@ def test_python_threads_share_the_kernels():
                 np.testing.assert_array_equal(one, two)
 
 
-@pytest.mark.parametrize("layer", ["workqueue", "omp"])
-def test_python_threads_under_each_threading_layer(layer):
-    """Numba's "workqueue" aborts the process when two threads enter it; the package lets them in one by one."""
-    environment = os.environ | {"NUMBA_THREADING_LAYER": layer}
-    command = [sys.executable, "-c", MANY_AT_ONCE.format(layer=layer)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if "No threading layer could be loaded" in done.stderr:
-        pytest.skip(f"this machine has no {layer} threading layer")
-    assert done.returncode == 0, done.stderr
+@pytest.mark.parametrize("layer", THREADING_LAYERS)
+@pytest.mark.parametrize("count", [1, 4])
+def test_python_threads_under_each_threading_layer(layer, count):
+    """Numba's "workqueue" aborts the process when two threads enter it; the second one goes without."""
+    run(MANY_AT_ONCE.format(layer=layer, count=count), layer)
+
+
+@pytest.mark.parametrize("layer", THREADING_LAYERS)
+@pytest.mark.parametrize("workers", [1, 3])
+def test_python_threads_with_one_numba_thread_each_run_at_the_same_time(layer, workers, tmp_path):
+    """Also where a caller shares the work out among several: the serial form goes through them one by one."""
+    script = tmp_path / "together.py"  # Numba reads the source of what it compiles
+    script.write_text(TOGETHER.format(workers=workers))
+    run(f"import runpy; runpy.run_path({str(script)!r})", layer)
+
+
+def test_one_worker_runs_serially(filled, numba_threads):
+    numba_threads(1)
+    assert filled(1) == filled(3) == "serial"
+    numba_threads(2)
+    assert filled(1) == "serial"
+    assert filled(2) == "parallel"
+
+
+def test_a_fork_that_lost_its_threads_runs_serially(filled, numba_threads, monkeypatch):
+    numba_threads(2)
+    monkeypatch.setattr(target._fork, "threads_lost", True)
+    assert filled(2) == "serial"
+    assert target.threads() == 1
+
+
+def test_workqueue_is_entered_by_one_and_left_again(filled, numba_threads, monkeypatch):
+    numba_threads(2)
+    monkeypatch.setattr(numba, "threading_layer", lambda: "workqueue")
+    assert filled(2) == filled(2) == "parallel"
+    with compilation._workqueue:
+        assert filled(2) == "serial"
+    assert filled(2) == "parallel"
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_both_forms_of_a_kernel_give_the_same_bits(count, numba_threads):
+    problem = next(p for p in CASES if p.name == "stride_8_kernel_16")
+    x, w, b, dy = problem.operands(np.float64, exact=False)
+    numba_threads(count)
+    assert target.threads() == count
+    for algorithm in ("auto", "gather", "scatter"):
+        results = []
+        for alone in (False, True):
+            with pytest.MonkeyPatch.context() as patch:
+                if alone:
+                    patch.setattr(target._fork, "threads_lost", True)
+                y = nc.conv_transpose1d(x, w, b, **problem.parameters, algorithm=algorithm)
+                g = nc.conv_transpose1d_backward(dy, x, w, **problem.backward_parameters, algorithm=algorithm)
+                results.append((y, *g))
+        for one, other in zip(*results, strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 def test_the_number_of_threads_is_left_as_it_was(numba_threads):
     numba_threads(1)
     nc.conv_transpose1d(np.ones((4, 8, 400)), np.ones((8, 8, 4)), stride=2)
     assert numba.get_num_threads() == 1
+
+
+def test_each_python_thread_has_its_own_number(numba_threads):
+    numba_threads(2)
+    seen = []
+
+    def other():
+        numba.set_num_threads(1)
+        seen.append(target.threads())
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    thread.join()
+    assert seen == [1]
+    assert target.threads() == 2

@@ -92,40 +92,66 @@ def is_exact(problem: Problem, array: str, dtype: Any) -> bool:
 def first_mismatch(
     problem: Problem, operands: Operands, result: Arrays, *, exact: bool
 ) -> Mismatch | WrongShape | None:
-    """What is wrong with a result, or None.
+    """What is wrong with a result, or None: see :class:`Expected`."""
+    return Expected(problem, operands, exact=exact).first_mismatch(result)
+
+
+class Expected:
+    """What a problem's results should be; the reference computes it once, however many results are held against it.
 
     Parameters
     ----------
     problem : Problem
     operands : Operands
-        The host arrays that the result was computed from.
-    result : dict of str to numpy.ndarray
+        The host arrays that the results are computed from.
     exact : bool
         Whether the operands are the problem's integers: then elements whose sums are exact must be equal.
     """
-    for name, array in result.items():
-        dtype = operands.weight.dtype
-        expected_shape = shapes(problem)[name]
-        if array.shape != expected_shape or array.dtype != dtype:
-            return WrongShape(name, f"{array.dtype} {array.shape}", f"{dtype} {expected_shape}")
-        where = sample(array.shape, _sample_size(problem, name))
+
+    def __init__(self, problem: Problem, operands: Operands, *, exact: bool) -> None:
+        self._problem = problem
+        self._operands = operands
+        self._exact = exact
+        self._known: dict[str, tuple[Any, Any, Any]] = {}
+
+    def first_mismatch(self, result: Arrays) -> Mismatch | WrongShape | None:
+        """What is wrong with a result, or None.
+
+        Parameters
+        ----------
+        result : dict of str to numpy.ndarray
+        """
+        dtype = self._operands.weight.dtype
+        for name, array in result.items():
+            expected_shape = shapes(self._problem)[name]
+            if array.shape != expected_shape or array.dtype != dtype:
+                return WrongShape(name, f"{array.dtype} {array.shape}", f"{dtype} {expected_shape}")
+            if name not in self._known:
+                self._known[name] = self._sampled(name)
+            where, expected, allowed = self._known[name]
+            got = array[tuple(where.T)].astype(np.float64)
+            right = np.abs(got - expected) <= allowed  # false where either is NaN
+            if not right.all():
+                first = int(np.argmin(right))
+                index = tuple(int(i) for i in where[first])
+                wrong = int(np.count_nonzero(~right))
+                return Mismatch(name, index, float(got[first]), float(expected[first]), wrong, len(where))
+        return None
+
+    def _sampled(self, name: str) -> tuple[Any, Any, Any]:
+        """Places in a result, what should stand there, and how far off it may be."""
+        problem, operands, dtype = self._problem, self._operands, self._operands.weight.dtype
+        shape = shapes(problem)[name]
+        where = sample(shape, _sample_size(problem, name))
         if len(where) == 0:
-            continue
-        got = array[tuple(where.T)].astype(np.float64)
-        rows = where if array.ndim != 2 else np.insert(where, 0, 0, axis=1)  # the reference counts an item 0
+            return where, np.empty(0), np.empty(0)
+        rows = where if len(shape) != 2 else np.insert(where, 0, 0, axis=1)  # the reference counts an item 0
         expected = _reference(problem, operands, name, rows)
-        if exact and is_exact(problem, name, dtype):
-            right = got == expected
-        else:
-            magnitudes = Operands(*(None if a is None else np.abs(a) for a in operands))
-            error = np.abs(got - expected)
-            right = error <= tolerance(terms(problem, name), dtype) * _reference(problem, magnitudes, name, rows)
-        if not right.all():
-            first = int(np.argmin(right))
-            index = tuple(int(i) for i in where[first])
-            wrong = int(np.count_nonzero(~right))
-            return Mismatch(name, index, float(got[first]), float(expected[first]), wrong, len(where))
-    return None
+        if self._exact and is_exact(problem, name, dtype):
+            return where, expected, np.zeros(len(where))
+        magnitudes = Operands(*(None if a is None else np.abs(a) for a in operands))
+        allowed = tolerance(terms(problem, name), dtype) * _reference(problem, magnitudes, name, rows)
+        return where, expected, allowed
 
 
 def tolerance(count: int, dtype: Any) -> float:

@@ -1,4 +1,4 @@
-"""What the commands do: bench, verify and info, from parsed options to printed lines and an exit status.
+"""What the commands do (bench, report, verify, info, warmup), from parsed options to printed lines and exit status.
 
 Called by cli, which owns the options. Tables and verdicts go to stdout, progress and complaints to stderr.
 """
@@ -14,13 +14,23 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
-from . import machine, measure, peers, report, timing, verification
-from .device import Device, Gpu, find_gpu
+import numba
+import numpy as np
+
+from ..cpu.compilation import cache_folder
+from ..warmup import DTYPES, PASSES, Sizes, run
+from . import machine, measure, peers, report, results, verification
+from .contestants import Contestant
+from .device import Device, Gpu, find_gpu, threads
+from .ours import STYLES, Ours
 from .progress import Progress
+from .selection import Job, matching, select
+from .workloads import layer_problems
 
 QUICK_LIMIT, LIMIT = 0.1, 4.0  # GFLOP
 QUICK_BLOCKS, BLOCKS = 5, 9
 QUICK_PAUSE = 0.05  # seconds
+NO_PEER = "none"
 
 
 class OptionError(Exception):
@@ -34,7 +44,7 @@ def bench(options: argparse.Namespace, progress: Progress) -> int:
     limit = options.limit or (QUICK_LIMIT if quick else LIMIT)
     passes = list(dict.fromkeys(what for group in options.passes or [["forward"]] for what in group))
     try:
-        jobs, shapeless = measure.select(
+        jobs, shapeless = select(
             options.rows,
             core=options.core if options.core is not None else not options.rows,
             passes=passes,
@@ -53,7 +63,7 @@ def bench(options: argparse.Namespace, progress: Progress) -> int:
 
 
 def _measure(
-    jobs: Sequence[measure.Job],
+    jobs: Sequence[Job],
     options: argparse.Namespace,
     limit: float,
     files: dict[str, IO[str] | None],
@@ -61,28 +71,25 @@ def _measure(
     stack: contextlib.ExitStack,
 ) -> int:
     progress.announce("starting; kernels compile on their first call")
+    counts = options.threads or [numba.get_num_threads()]
+    stack.enter_context(threads(max(counts)))
     facts = machine.describe()
-    contestants: list[peers.Contestant] = [
-        peers.Ours(algorithm, options.device) for algorithm in dict.fromkeys(options.algorithm or ["auto"])
-    ]
-    if peers.torch_installed():
-        progress.announce("importing torch")
-    torch = stack.enter_context(peers.torch_contestant(options.device, facts["threads"]))
-    if torch is not None:
-        contestants.append(torch)
+    contestants = _contestants(options, counts, progress, stack)
     blocks = options.blocks or (QUICK_BLOCKS if options.quick else BLOCKS)
     settings = {
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "device": options.device,
         "dtype": options.dtype,
+        "threads": counts,
         "limit_gflop": limit,
         "blocks": blocks,
     }
     log = report.JsonLines(files["json"], facts, settings) if files["json"] else None
     progress.clear()
     print(machine.headline(facts))
-    table = report.Table(jobs, [contestant.name for contestant in contestants], sys.stdout)
-    rows, refused = [], 0
+    columns = report.columns([contestant.name for contestant in contestants], counts, ceiling=options.device == "cpu")
+    table = report.Table(columns, sys.stdout)
+    records, refused = [], 0
     for place, job in enumerate(jobs):
         progress.update(f"{job.problem.name}, {job.what} ({place + 1} of {len(jobs)})")
         outcome = measure.measure(
@@ -90,8 +97,9 @@ def _measure(
             contestants,
             options.dtype,
             blocks=blocks,
-            pause=QUICK_PAUSE if options.quick else timing.PAUSE,
+            pause=QUICK_PAUSE if options.quick else None,
             progress=progress,
+            ceiling=options.device == "cpu",
         )
         progress.clear()
         if isinstance(outcome, measure.Refusal):
@@ -99,18 +107,50 @@ def _measure(
             refused += 1
             continue
         for row in outcome:
-            table.add(row)
-            rows.append(row)
+            record = row.record()
+            table.add(record)
+            records.append(record)
             if log:
-                log.add(row)
+                log.add(record)
+    closing = [report.MEANING, *(report.summary(records) or [f"no ratios: no peer of {', '.join(peers.PEERS)} here"])]
     if files["markdown"]:
-        files["markdown"].write(report.markdown(rows, machine.headline(facts)))
-    print(report.MEANING)
-    for line in report.summary(rows) if torch is not None else ["torch is not installed for this device: no ratios"]:
-        print(line)
+        lines = [machine.headline(facts), "", report.markdown(records, columns), "", *(f"- {line}" for line in closing)]
+        files["markdown"].write("\n".join(lines) + "\n")
+    print("\n".join(closing))
     if refused:
         print(f"{refused} of {len(jobs)} rows refused: wrong results are not timed", file=sys.stderr)
     return 1 if refused else 0
+
+
+def _contestants(
+    options: argparse.Namespace, counts: Sequence[int], progress: Progress, stack: contextlib.ExitStack
+) -> list[Contestant]:
+    ours: list[Contestant] = [
+        Ours(algorithm, options.device, style, count)
+        for count in counts
+        for algorithm in dict.fromkeys(options.algorithm or ["auto"])
+        for style in dict.fromkeys(options.style or STYLES)
+    ]
+    wanted = [peer for peer in options.peer or peers.PEERS if peer != NO_PEER and peers.installed(peer)]
+    if wanted:
+        progress.announce(f"importing {' and '.join(wanted)}")
+    return ours + stack.enter_context(peers.contestants(wanted, options.device, counts))
+
+
+def show_results(options: argparse.Namespace, progress: Progress) -> int:  # noqa: ARG001  # commands have one signature
+    """Print a short table of what bench wrote to a file."""
+    try:
+        text = results.short_table(
+            options.file,
+            options.rows,
+            options.contestant,
+            options.threads or [],
+            [what for group in options.passes or [] for what in group],
+        )
+    except (results.UnfitFileError, LookupError) as reason:
+        raise OptionError(str(reason)) from None
+    print(text)
+    return 0
 
 
 def verify(options: argparse.Namespace, progress: Progress) -> int:
@@ -139,6 +179,32 @@ def verify(options: argparse.Namespace, progress: Progress) -> int:
         print(f"{device}: {calls} calls, {verdict} ({time.monotonic() - start:.1f} s)", flush=True)
         wrong += failures
     return 1 if wrong else 0
+
+
+def warmup(options: argparse.Namespace, progress: Progress) -> int:
+    """Compile all that layers of published models need, where it is not on disk already."""
+    _require_gpu(options.device)
+    problems = layer_problems(core=not options.rows and not options.all)
+    try:
+        wanted = matching(options.rows or ("*",), [problem.name for problem in problems], "rows")
+    except LookupError as reason:
+        raise OptionError(str(reason)) from None
+    sizes = list(dict.fromkeys(Sizes.of(problem) for problem in problems if problem.name in wanted))
+    dtypes = [np.dtype(name) for name in dict.fromkeys(options.dtype or DTYPES)]
+    start = time.monotonic()
+
+    def report_step(text: str, done: int, total: int) -> None:
+        if done < total:
+            say = progress.update if done else progress.announce
+            say(f"{text} ({done + 1} of {total})")
+
+    run(sizes, list(dict.fromkeys(options.passes or PASSES)), dtypes, options.device, report_step)
+    progress.clear()
+    folder = cache_folder() if options.device == "cpu" else None
+    where = f"kept in {folder}" if folder else "for this process alone"
+    names = " and ".join(dtype.name for dtype in dtypes)
+    print(f"{len(sizes)} layers in {names}: all code compiled, {where} ({time.monotonic() - start:.1f} s)")
+    return 0
 
 
 def info(options: argparse.Namespace, progress: Progress) -> int:  # noqa: ARG001  # commands have one signature

@@ -1,7 +1,7 @@
 """What the package runs on: versions, processor, vector width, threads, cache folder, GPU.
 
 For `numba-ctconv info` and the head of every report. Nothing here fails where something is missing: that is then said.
-torch is looked up, never imported.
+torch and onnxruntime are looked up, never imported.
 """
 
 import importlib.metadata
@@ -19,7 +19,7 @@ from .. import __version__
 from ..functional import conv_transpose1d
 from .device import Gpu, find_gpu
 
-PACKAGES = ("numba", "llvmlite", "numpy", "numba-cuda", "torch")
+PACKAGES = ("numba", "llvmlite", "numpy", "numba-cuda", "torch", "onnxruntime")
 # Instruction sets that decide the speed of a convolution; LLVM's names.
 FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512vl", "avx10.1", "neon", "sve", "sve2")
 NO_CACHE = "none, compiled in memory"

@@ -1,39 +1,27 @@
-"""Measures rows of the table: choose the problems, hold every contestant against the reference, then time them.
+"""Measures a job: hold every contestant against the reference, then time them between two looks at the ceilings.
 
 Called by `numba-ctconv bench`. Nothing is timed for a row in which a result is wrong.
 """
 
 import dataclasses
-import fnmatch
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from . import timing
-from .checking import first_mismatch
-from .peers import Contestant, Pass, flops, results
+from . import ceilings, timing
+from .ceilings import Ceilings
+from .checking import Expected
+from .contestants import Contestant, flops, results, traffic
+from .peers import PEERS
 from .progress import Progress
+from .selection import Job
 from .timing import Call, Ratio, Samples
-from .workloads import Operands, Problem, layer_problem, layers
 
-# One row of every kind: wide and narrow channels, causal, depthwise, one output channel, dilated, a streaming frame.
-QUICK_ROWS = (
-    "hifigan_v1/up0",
-    "bigvgan_v2_44k_512x/aa_up_C24",
-    "piper_medium_xlow/up2",
-    "encodec_24k/up1",
-    "mimi_stream/up0",
-    "conv_tasnet/decoder",
-    "deep_tasnet_dilated/dec_d8",
-)
+Key = tuple[str, int]  # a contestant's name and its threads
 
-
-class Job(NamedTuple):
-    """A pass of a row, cut to the limit, and the row as it stands in the table."""
-
-    problem: Problem
-    what: Pass
-    full: Problem
+BEST = "best"  # the faster of the peers, block by block
+ONE_THREAD = "one_thread"  # the contestant itself, with one thread
+RATIOS = (*PEERS, BEST, ONE_THREAD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,38 +30,41 @@ class Row:
 
     job: Job
     contestant: str
+    threads: int
     dtype: str
     samples: Samples
-    ratio: Ratio | None  # how many times as fast as torch, where that was measured
-
-    @property
-    def seconds(self) -> float:
-        """Median over the blocks."""
-        return statistics.median(self.samples.seconds)
-
-    @property
-    def gflops(self) -> float:
-        """Billions of floating-point operations a second."""
-        return flops(self.job.problem, self.job.what) / self.seconds / 1e9
+    ratios: Mapping[str, Ratio]  # how many times as fast as each of RATIOS, where that was measured
+    ceilings: Ceilings | None
 
     def record(self) -> dict[str, Any]:
         """The row as JSON types, with the time of every block."""
-        problem = self.job.problem
+        problem, what, full = self.job
+        seconds = statistics.median(self.samples.seconds)
+        operations, moved = flops(problem, what), traffic(problem, what).bytes(self.dtype)
+        floor = None if self.ceilings is None else self.ceilings.floor(operations)
         return {
             "row": problem.name,
-            "pass": self.job.what,
+            "pass": what,
             "batch": problem.batch,
             "input_length": problem.input_length,
-            "full_batch": self.job.full.batch,
-            "full_input_length": self.job.full.input_length,
+            "full_batch": full.batch,
+            "full_input_length": full.input_length,
             "dtype": self.dtype,
+            "threads": self.threads,
             "contestant": self.contestant,
             "seconds": list(self.samples.seconds),
             "calls_per_block": self.samples.calls,
-            "median": self.seconds,
+            "median": seconds,
             "spread": timing.spread(self.samples.seconds),
-            "gflops": self.gflops,
-            "times_torch": None if self.ratio is None else self.ratio._asdict(),
+            "flops": operations,
+            "bytes": moved,
+            "gflops": operations / seconds / 1e9,
+            "peak_gflops": self.ceilings and self.ceilings.peak / 1e9,
+            "loop_seconds": self.ceilings and self.ceilings.loop,
+            "floor_seconds": floor,
+            "of_peak": self.ceilings and operations / seconds / self.ceilings.peak,
+            "of_floor": floor and floor / seconds,
+            **{f"times_{name}": self.ratios[name]._asdict() if name in self.ratios else None for name in RATIOS},
         }
 
 
@@ -89,105 +80,92 @@ class Refusal(NamedTuple):
         return f"{self.job.problem.name}, {self.job.what}, {self.contestant}: not timed: {self.reason}"
 
 
-def select(
-    patterns: Sequence[str], *, core: bool, passes: Sequence[Pass], limit: float, quick: bool = False
-) -> tuple[list[Job], list[str]]:
-    """The jobs to measure, and the names of rows that have no training shape for the gradients asked for.
-
-    Parameters
-    ----------
-    patterns : sequence of str
-        Shell-style patterns of row names; none chooses every row.
-    core : bool
-        Only the core rows.
-    passes : sequence of str
-        "forward" takes the inference shape, the gradients that of training.
-    limit : float
-        Floating-point operations of a convolution; longer inputs are cut.
-    quick : bool
-        Without patterns, only QUICK_ROWS.
-
-    Raises
-    ------
-    LookupError
-        For a pattern that no row matches.
-    """
-    rows = [row for row in layers() if row["core"] or not core]
-    names = [row["id"] for row in rows]
-    wanted: set[str] = set()
-    for pattern in patterns or (QUICK_ROWS if quick else ("*",)):
-        matching = fnmatch.filter(names, pattern)
-        if not matching:
-            kind = "core rows" if core else "rows"
-            raise LookupError(f"no row matches {pattern!r}; the {kind} are: {', '.join(names)}")
-        wanted.update(matching)
-    jobs, shapeless = [], []
-    for row in rows:
-        if row["id"] not in wanted:
-            continue
-        for what in passes:
-            problem = layer_problem(row, "infer" if what == "forward" else "train")
-            if problem is None:
-                shapeless.append(f"{row['id']} ({what})")
-            else:
-                jobs.append(Job(problem.limited(limit), what, problem))
-    return jobs, shapeless
-
-
 def measure(
     job: Job,
     contestants: Sequence[Contestant],
     dtype: str,
     *,
     blocks: int,
-    pause: float,
+    pause: float | None,
     progress: Progress,
+    ceiling: bool = True,
 ) -> list[Row] | Refusal:
-    """Check every contestant on one job, then time them against each other."""
+    """Check every contestant that takes the job, then time them against each other.
+
+    Parameters
+    ----------
+    job : Job
+    contestants : sequence of Contestant
+    dtype : str
+    blocks : int
+        Timed blocks for each contestant.
+    pause : float or None
+        The longest rest before a block, in seconds; None for the usual one.
+    progress : Progress
+    ceiling : bool
+        Whether the ceilings are measured, which are those of the CPU.
+    """
     problem, what, _ = job
     title = f"{problem.name}, {what}"
-    operands = problem.operands(dtype, exact=False)
-    integers = problem.operands(dtype)
-    calls: dict[str, Call] = {}
-    for contestant in contestants:
-        progress.update(f"{title}: checking {contestant.name}")
-        reason = _wrong(job, contestant, integers, exact=True) if contestant.exact else None
-        calls[contestant.name] = contestant.prepare(problem, what, operands)
-        reason = reason or _wrong(job, contestant, operands, exact=False)
-        if reason:
-            return Refusal(job, contestant.name, reason)
-    del integers
+    able = [contestant for contestant in contestants if contestant.takes(problem, what, dtype)]
+    calls = _checked(job, able, dtype, progress)
+    if isinstance(calls, Refusal):
+        return calls
+    moved = traffic(problem, what)
+    limits: dict[int, Ceilings] = {}
+
+    def look() -> None:
+        for threads in {contestant.threads for contestant in able} if ceiling else ():
+            progress.update(f"{title}: peak and bandwidth")
+            timing.rest(timing.PAUSE if pause is None else pause)
+            limits[threads] = ceilings.measure(moved, dtype, threads).better(limits.get(threads))
+
+    look()
     samples = timing.interleaved(
         calls, blocks, pause=pause, progress=lambda block: progress.update(f"{title}: block {block + 1} of {blocks}")
     )
+    look()
     return [
-        Row(job, name, dtype, taken, None if name == "torch" else _times_torch(taken, samples))
-        for name, taken in samples.items()
+        Row(job, name, threads, dtype, taken, _ratios((name, threads), samples), limits.get(threads))
+        for (name, threads), taken in sorted(samples.items(), key=lambda item: item[0][1])
     ]
 
 
-def geometric_means(rows: Sequence[Row]) -> dict[tuple[str, Pass], tuple[float, int]]:
-    """For every contestant and pass, the geometric mean of its ratios to torch, and over how many rows."""
-    ratios: dict[tuple[str, Pass], list[float]] = {}
-    for row in rows:
-        if row.ratio is not None:
-            ratios.setdefault((row.contestant, row.job.what), []).append(row.ratio.median)
-    return {key: (statistics.geometric_mean(values), len(values)) for key, values in ratios.items()}
-
-
-def _times_torch(own: Samples, samples: dict[str, Samples]) -> Ratio | None:
-    return timing.paired_ratio(own.seconds, samples["torch"].seconds) if "torch" in samples else None
-
-
-def _wrong(job: Job, contestant: Contestant, operands: Operands, *, exact: bool) -> str | None:
-    """What is wrong with a contestant's result, or None."""
+def _checked(job: Job, contestants: Sequence[Contestant], dtype: str, progress: Progress) -> dict[Key, Call] | Refusal:
+    """The calls to time, each of which has computed the right result."""
     problem, what, _ = job
-    run, finish = contestant.prepare(problem, what, operands)
-    result = run()
-    finish()
-    arrays = contestant.arrays(what, result)
-    missing = set(results(problem, what)) - set(arrays)
-    if missing:
-        return f"no array for {', '.join(sorted(missing))}"
-    mismatch = first_mismatch(problem, operands, arrays, exact=exact)
-    return None if mismatch is None else str(mismatch)
+    gradients = what != "forward"
+    calls: dict[Key, Call] = {}
+    for exact in (True, False):
+        operands = problem.operands(dtype, exact=exact, gradients=gradients)
+        expected = Expected(problem, operands, exact=exact)
+        for contestant in contestants:
+            if exact and not contestant.exact:
+                continue
+            progress.update(f"{problem.name}, {what}: checking {contestant.name}")
+            call = contestant.prepare(problem, what, operands)
+            call.set_up()
+            result = call.run()
+            call.finish()
+            arrays = contestant.arrays(what, result)
+            missing = set(results(problem, what)) - set(arrays)
+            wrong = f"no array for {', '.join(sorted(missing))}" if missing else expected.first_mismatch(arrays)
+            if wrong:
+                return Refusal(job, contestant.name, str(wrong))
+            if not exact:
+                calls[contestant.name, contestant.threads] = call
+    return calls
+
+
+def _ratios(key: Key, samples: Mapping[Key, Samples]) -> dict[str, Ratio]:
+    """How many times as fast as the peers, and as itself with one thread."""
+    name, threads = key
+    own = samples[key].seconds
+    others: dict[str, Sequence[float]] = {}
+    if name not in PEERS:
+        others = {peer: samples[peer, threads].seconds for peer in PEERS if (peer, threads) in samples}
+        if others:
+            others[BEST] = [min(block) for block in zip(*others.values(), strict=True)]
+    if threads > 1 and (name, 1) in samples:
+        others[ONE_THREAD] = samples[name, 1].seconds
+    return {other: timing.paired_ratio(own, seconds) for other, seconds in others.items()}

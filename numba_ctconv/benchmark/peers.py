@@ -1,79 +1,24 @@
-"""The contestants of the benchmark: this package's algorithms, and torch where it is installed.
+"""The contestants that are not ours: torch and onnxruntime, where they are installed.
 
-Each prepares a call on a problem's operands, to be timed by timing, and turns what the call returns into host arrays,
-to be held against the reference by checking. torch is imported here when the benchmark runs, never before.
+Each computes what its users would make it compute, with as many threads as ours. They are imported here when the
+benchmark runs, never before.
 """
 
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, Protocol, get_args
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from .. import functional
 from .checking import GRADIENTS, Arrays
-from .device import Device, operands_on, synchronizer, to_host
-from .timing import Call
+from .contestants import Contestant, Pass, needed
+from .device import Device
+from .timing import Call, nothing
 from .workloads import Operands, Problem
 
-Pass = Literal["forward", "grad_input", "grad_weight", "gradients"]
-PASSES: tuple[Pass, ...] = get_args(Pass)
-
-
-class Contestant(Protocol):
-    """One implementation on one device; an `exact` one must sum integers without error."""
-
-    name: str
-    exact: bool
-
-    def prepare(self, problem: Problem, what: Pass, operands: Operands) -> Call:
-        """A call that computes the pass from the host arrays `operands`, which are moved to the device first."""
-
-    def arrays(self, what: Pass, result: Any) -> Arrays:
-        """What a call returned, as host arrays by their names."""
-
-
-def needed(problem: Problem, what: Pass) -> tuple[Any, ...]:
-    """The names of the gradients of a pass; the bias' belongs to "gradients" where the layer has one."""
-    alone = {"grad_input": ("input",), "grad_weight": ("weight",)}
-    return alone.get(what, GRADIENTS if problem.bias else ("input", "weight"))
-
-
-def results(problem: Problem, what: Pass) -> tuple[str, ...]:
-    """The names of the arrays that a pass computes."""
-    return ("output",) if what == "forward" else needed(problem, what)
-
-
-def flops(problem: Problem, what: Pass) -> int:
-    """Floating-point operations of a pass; the additions of the bias are not counted."""
-    return problem.flops * (2 if what == "gradients" else 1)
-
-
-class Ours:
-    """An algorithm of this package."""
-
-    exact = True
-
-    def __init__(self, algorithm: str, device: Device) -> None:
-        self.name = algorithm
-        self._device: Device = device
-
-    def prepare(self, problem: Problem, what: Pass, operands: Operands) -> Call:
-        """A call of the public function, which allocates its results."""
-        x, w, b, dy = operands_on(operands, self._device)
-        if what == "forward":
-            parameters = problem.forward_parameters | {"algorithm": self.name}
-            return self._call(lambda: functional.conv_transpose1d(x, w, b, **parameters))
-        parameters = problem.backward_parameters | {"algorithm": self.name, "needs": needed(problem, what)}
-        return self._call(lambda: functional.conv_transpose1d_backward(dy, x, w, **parameters))
-
-    def arrays(self, what: Pass, result: Any) -> Arrays:
-        """The output, or the gradients that were needed."""
-        named = {"output": result} if what == "forward" else result._asdict()
-        return {name: to_host(array) for name, array in named.items() if array is not None}
-
-    def _call(self, run: Callable[[], Any]) -> Call:
-        return Call(run, synchronizer(self._device))
+PEERS = ("torch", "onnxruntime")
+REQUIRED = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx")}  # onnx writes the model
+OPSET, IR_VERSION = 17, 8  # old enough for every onnxruntime of today
 
 
 class Torch:
@@ -82,9 +27,14 @@ class Torch:
     name = "torch"
     exact = False
 
-    def __init__(self, torch: Any, device: Device) -> None:
+    def __init__(self, torch: Any, device: Device, threads: int) -> None:
+        self.threads = threads
         self._torch = torch
         self._device = device
+
+    def takes(self, problem: Problem, what: Pass, dtype: str) -> bool:  # noqa: ARG002  # the protocol's
+        """Every pass of every row."""
+        return True
 
     def prepare(self, problem: Problem, what: Pass, operands: Operands) -> Call:
         """A call of conv_transpose1d or of the operator that autograd runs for its gradients."""
@@ -119,40 +69,110 @@ class Torch:
         named = {"output": result} if what == "forward" else dict(zip(GRADIENTS, result, strict=True))
         return {name: tensor.cpu().numpy() for name, tensor in named.items() if tensor is not None}
 
-    def _call(self, run: Callable[[], Any]) -> Call:
-        return Call(run, _nothing if self._device == "cpu" else self._torch.cuda.synchronize)
+    def _call(self, run: Any) -> Call:
+        finish = nothing if self._device == "cpu" else self._torch.cuda.synchronize
+        return Call(run, finish, lambda: self._torch.set_num_threads(self.threads))
 
 
-def torch_installed() -> bool:
-    """Whether torch can be found, without importing it."""
+class Onnxruntime:
+    """onnxruntime's operator on the CPU, in a model of that one node, whose weights are constants.
+
+    Input and output are bound once, and the memory of the output is used again, which spares it the copies of `run`.
+    """
+
+    name = "onnxruntime"
+    exact = False
+
+    def __init__(self, onnxruntime: Any, onnx: Any, threads: int) -> None:
+        self.threads = threads
+        self._onnxruntime = onnxruntime
+        self._onnx = onnx
+
+    def takes(self, problem: Problem, what: Pass, dtype: str) -> bool:
+        """Forward in float32; it has no operator for float64, and its pads are not negative."""
+        crops = problem.padding if isinstance(problem.padding, tuple) else (problem.padding,)
+        batched = problem.batch is not None and problem.output_size is None
+        return what == "forward" and dtype == "float32" and batched and min(crops) >= 0
+
+    def prepare(self, problem: Problem, what: Pass, operands: Operands) -> Call:  # noqa: ARG002  # the protocol's
+        """A run of a session of its own."""
+        options = self._onnxruntime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        model = self._model(problem, operands)
+        session = self._onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        binding = session.io_binding()
+        binding.bind_cpu_input("x", operands.input)
+        binding.bind_output("y", "cpu")
+
+        def run() -> Any:
+            session.run_with_iobinding(binding)
+            return binding
+
+        return Call(run)
+
+    def arrays(self, what: Pass, result: Any) -> Arrays:  # noqa: ARG002  # the protocol's
+        """The output."""
+        return {"output": result.copy_outputs_to_cpu()[0]}
+
+    def _model(self, problem: Problem, operands: Operands) -> bytes:
+        helper, kind = self._onnx.helper, self._onnx.TensorProto.FLOAT
+        pads = problem.padding if isinstance(problem.padding, tuple) else (problem.padding, problem.padding)
+        constants = {"w": operands.weight} | ({} if operands.bias is None else {"b": operands.bias})
+        node = helper.make_node(
+            "ConvTranspose",
+            ["x", *constants],
+            ["y"],
+            kernel_shape=[problem.kernel_size],
+            strides=[problem.stride],
+            pads=list(pads),
+            output_padding=[problem.output_padding],
+            group=problem.groups,
+            dilations=[problem.dilation],
+        )
+        x = helper.make_tensor_value_info("x", kind, operands.input.shape)
+        y = helper.make_tensor_value_info("y", kind, (problem.batch, problem.out_channels, problem.output_length))
+        weights = [self._onnx.numpy_helper.from_array(array, name) for name, array in constants.items()]
+        graph = helper.make_graph([node], "layer", [x], [y], weights)
+        opsets = [helper.make_opsetid("", OPSET)]
+        model = helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
+        return bytes(model.SerializeToString())
+
+
+def installed(peer: str) -> bool:
+    """Whether all that a peer needs can be found, without importing it."""
     try:
-        return importlib.util.find_spec("torch") is not None
+        return all(importlib.util.find_spec(name) is not None for name in REQUIRED[peer])
     except (ImportError, ValueError):  # hidden from this process
         return False
 
 
 @contextlib.contextmanager
-def torch_contestant(device: Device, threads: int) -> Iterator[Torch | None]:
-    """Make torch a contestant, with so many threads, and in full float32 precision on a GPU; put its settings back.
+def contestants(names: Sequence[str], device: Device, threads: Sequence[int]) -> Iterator[list[Contestant]]:
+    """Those of the peers that are there for the device, once for each number of threads.
 
-    Yields None where torch is not installed, or not for that device.
+    torch computes in full float32 precision on a GPU; its settings are put back afterwards.
     """
-    if not torch_installed():
-        yield None
-        return
-    torch = importlib.import_module("torch")
-    if device == "cuda" and not torch.cuda.is_available():
-        yield None
-        return
+    found: list[Contestant] = []
+    with contextlib.ExitStack() as stack:
+        if "torch" in names and installed("torch"):
+            torch = importlib.import_module("torch")
+            stack.enter_context(_kept_settings(torch))
+            if device == "cpu" or torch.cuda.is_available():
+                found += [Torch(torch, device, count) for count in threads]
+        if "onnxruntime" in names and installed("onnxruntime") and device == "cpu":
+            onnxruntime, onnx = importlib.import_module("onnxruntime"), importlib.import_module("onnx")
+            found += [Onnxruntime(onnxruntime, onnx, count) for count in threads]
+        yield found
+
+
+@contextlib.contextmanager
+def _kept_settings(torch: Any) -> Iterator[None]:
     before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    torch.set_num_threads(threads)
     torch.backends.cudnn.allow_tf32 = False
     try:
-        yield Torch(torch, device)
+        yield
     finally:
         torch.set_num_threads(before[0])
         torch.backends.cudnn.allow_tf32 = before[1]
-
-
-def _nothing() -> None:
-    pass

@@ -1,108 +1,156 @@
-"""Writes what was measured: a table as it grows, JSON lines as it grows, a Markdown table of the whole.
+"""Writes what was measured: a table as it grows, JSON lines as it grows, a Markdown table, geometric means.
 
-Called by `numba-ctconv bench`. Figures are written as measured; nothing is read back or edited.
+A row comes as the record that stands in the JSON file, so that a file is reported as the run that wrote it. Figures are
+written as measured; nothing is edited.
 """
 
 import json
-from collections.abc import Sequence
-from typing import IO, Any
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Any, NamedTuple
 
-from . import timing
-from .measure import Job, Row, geometric_means
-from .timing import Ratio
+from .measure import BEST, ONE_THREAD
+from .peers import PEERS
 
-HEADINGS = ("row", "pass", "N × L", "contestant", "ms", "spread", "GFLOP/s", "times torch [95 %]")
+Record = Mapping[str, Any]
+
+PRIVATE = ("cache", "no_gpu")  # facts of a machine that say nothing about its speed
+
+
+class Column(NamedTuple):
+    """A heading, how wide its cells are at least, and what stands in them."""
+
+    heading: str
+    width: int
+    cell: Callable[[Record], str]
+    left: bool = False
+
+
+def columns(contestants: Sequence[str], threads: Sequence[int], *, ceiling: bool) -> list[Column]:
+    """The columns that have something to say."""
+    peers = [peer for peer in PEERS if peer in contestants]
+    return [
+        Column("row", 29, lambda record: record["row"], left=True),
+        Column("pass", 11, lambda record: record["pass"], left=True),
+        Column("N × L", 15, size),
+        Column("threads", 7, lambda record: str(record["threads"])),
+        Column("contestant", max(map(len, contestants)), lambda record: record["contestant"], left=True),
+        Column("ms", 7, milliseconds),
+        Column("spread", 7, lambda record: f"{100 * record['spread']:.1f} %"),
+        Column("GFLOP/s", 7, lambda record: f"{record['gflops']:.2f}"),
+        *([Column("of peak", 7, _percent("of_peak")), Column("of floor", 8, _percent("of_floor"))] * ceiling),
+        *(Column(f"× {peer}", 7, times(peer)) for peer in peers),
+        *([Column("× best [95 %]", 19, times(BEST, interval=True))] * bool(peers)),
+        *([Column("× 1 thread", 10, times(ONE_THREAD))] * (1 in threads and max(threads) > 1)),
+    ]
+
+
 MEANING = (
-    "ms: median over the blocks; spread: interquartile range over median; "
-    "times torch: torch's time over own, median of the blocks' ratios, with its interval."
+    "ms: median over the blocks; spread: interquartile range over median; of peak: GFLOP/s over those of multiply-adds "
+    "in registers; of floor: the longer of the operations at that peak and of a plain loop that reads and writes "
+    "arrays of the same sizes, over ms; × torch, × onnxruntime, × best: the peer's time, or that of the faster one, "
+    "over own, median of the blocks' ratios; × 1 thread: the same against itself."
 )
 
 
 class Table:
-    """A plain table, printed line by line; the widths are known from the jobs."""
+    """A plain table, printed line by line."""
 
-    def __init__(self, jobs: Sequence[Job], contestants: Sequence[str], stream: IO[str]) -> None:
-        widest = [
-            max(len(job.problem.name) for job in jobs),
-            max(len(job.what) for job in jobs),
-            max(len(_size(job)) for job in jobs),
-            max(len(name) for name in contestants),
-            9,
-            7,
-            8,
-            19,
-        ]
-        self._widths = [max(width, len(heading)) for width, heading in zip(widest, HEADINGS, strict=True)]
+    def __init__(self, columns: Sequence[Column], stream: IO[str]) -> None:
+        self._columns = columns
         self._stream = stream
-        self._line(HEADINGS)
-        self._line(["-" * width for width in self._widths])
+        self._line([column.heading for column in columns])
+        self._line(["-" * self._width(column) for column in columns])
 
-    def add(self, row: Row) -> None:
+    def add(self, record: Record) -> None:
         """Print one row."""
-        self._line(_cells(row))
+        self._line([column.cell(record) for column in self._columns])
 
     def _line(self, cells: Sequence[str]) -> None:
         text = [
-            cell.ljust(width) if place in (0, 1, 3) else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(cells, self._widths, strict=True))
+            cell.ljust(self._width(column)) if column.left else cell.rjust(self._width(column))
+            for cell, column in zip(cells, self._columns, strict=True)
         ]
         print("  ".join(text).rstrip(), file=self._stream, flush=True)
+
+    @staticmethod
+    def _width(column: Column) -> int:
+        return max(column.width, len(column.heading))
 
 
 class JsonLines:
     """A file of JSON objects, one a line: the machine first, then every row when it was measured."""
 
-    def __init__(self, stream: IO[str], machine: dict[str, Any], options: dict[str, Any]) -> None:
+    def __init__(self, stream: IO[str], machine: Record, options: Record) -> None:
         self._stream = stream
-        self._write({"machine": machine, "options": options})
+        self._write({"machine": {k: v for k, v in machine.items() if k not in PRIVATE}, "options": options})
 
-    def add(self, row: Row) -> None:
+    def add(self, record: Record) -> None:
         """Append one row."""
-        self._write(row.record())
+        self._write(record)
 
-    def _write(self, record: dict[str, Any]) -> None:
+    def _write(self, record: Record) -> None:
         self._stream.write(json.dumps(record, ensure_ascii=False) + "\n")
         self._stream.flush()
 
 
-def markdown(rows: Sequence[Row], headline: str) -> str:
-    """The rows as a Markdown table under a line that names the machine."""
-    rule = [":--" if place in (0, 1, 3) else "--:" for place in range(len(HEADINGS))]
-    table = [_pipes(HEADINGS), _pipes(rule), *(_pipes(_cells(row)) for row in rows)]
-    return "\n".join([headline, "", *table, "", *summary(rows), MEANING, ""])
+def markdown(records: Sequence[Record], columns: Sequence[Column]) -> str:
+    """The rows as a Markdown table."""
+    rule = [":--" if column.left else "--:" for column in columns]
+    table = [[column.heading for column in columns], rule, *([c.cell(r) for c in columns] for r in records)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in table)
 
 
-def summary(rows: Sequence[Row]) -> list[str]:
-    """The geometric means of the ratios to torch, a line for each contestant and pass."""
-    return [
-        f"geometric mean, times torch: {mean:.2f} ({contestant}, {what}, {count} row{'s' * (count != 1)})"
-        for (contestant, what), (mean, count) in geometric_means(rows).items()
-    ]
+def summary(records: Sequence[Record]) -> list[str]:
+    """A line for each contestant, pass and number of threads: geometric means of the ratios, and what lies below 1."""
+    groups: dict[tuple[str, str, int], list[Record]] = {}
+    for record in records:
+        if record[f"times_{BEST}"] is not None:
+            groups.setdefault((record["contestant"], record["pass"], record["threads"]), []).append(record)
+    lines = []
+    for (contestant, what, threads), group in groups.items():
+        means = []
+        for name in (BEST, *PEERS):
+            ratios = [record[f"times_{name}"]["median"] for record in group if record[f"times_{name}"] is not None]
+            if ratios:
+                means.append(f"{name} {statistics.geometric_mean(ratios):.2f}")
+        slower = [r["row"] for r in group if (r[f"times_{BEST}"]["high"] or 1.0) < 1.0]
+        lines.append(
+            f"geometric mean, times {', '.join(means)} ({contestant}, {what}, {_counted(threads, 'thread')}, "
+            f"{_counted(len(group), 'row')}); slower than the best: {', '.join(slower) or 'none'}"
+        )
+    return lines
 
 
-def _cells(row: Row) -> list[str]:
-    spread = f"{100 * timing.spread(row.samples.seconds):.1f} %"
-    milliseconds = f"{1e3 * row.seconds:#.4g}".rstrip(".")
-    return [
-        row.job.problem.name, row.job.what, _size(row.job), row.contestant, milliseconds, spread, f"{row.gflops:.2f}",
-        _ratio(row.ratio),
-    ]  # fmt: skip
-
-
-def _size(job: Job) -> str:
+def size(record: Record) -> str:
     """Batch and length, and those that the row has where they were cut."""
-    problem, full = job.problem, job.full
-    cut = f" of {full.batch} × {full.input_length}" if problem != full else ""
-    return f"{problem.batch} × {problem.input_length}{cut}"
+    whole = record["full_batch"], record["full_input_length"]
+    cut = f" of {whole[0]} × {whole[1]}" if (record["batch"], record["input_length"]) != whole else ""
+    return f"{record['batch']} × {record['input_length']}{cut}"
 
 
-def _ratio(ratio: Ratio | None) -> str:
-    if ratio is None:
-        return "-"
-    if ratio.low is None or ratio.high is None:
-        return f"{ratio.median:.2f}"
-    return f"{ratio.median:.2f} [{ratio.low:.2f}, {ratio.high:.2f}]"
+def milliseconds(record: Record) -> str:
+    """The median of the blocks."""
+    return f"{1e3 * record['median']:#.4g}".rstrip(".")
 
 
-def _pipes(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def times(name: str, *, interval: bool = False) -> Callable[[Record], str]:
+    """The cell of a ratio."""
+
+    def cell(record: Record) -> str:
+        ratio = record[f"times_{name}"]
+        if ratio is None:
+            return "-"
+        if not interval or ratio["low"] is None:
+            return f"{ratio['median']:.2f}"
+        return f"{ratio['median']:.2f} [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+
+    return cell
+
+
+def _percent(name: str) -> Callable[[Record], str]:
+    return lambda record: "-" if record[name] is None else f"{100 * record[name]:.1f} %"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

@@ -1,26 +1,36 @@
 """Times contestants against each other: interleaved blocks of calls, and the statistics of what they took.
 
 Called by measure. The contestants take turns, a block each, so that a machine that slows down slows all of them. A
-short pause comes before a block: threads of an OpenMP pool go on spinning after their last task, and would halve the
-speed of the next contestant's.
+rest comes before a block: threads of an OpenMP pool go on spinning after their last task, and would halve the speed of
+the next contestant's. It lasts until the process uses no more processor time, so that nobody has to know whose threads
+spin for how long.
 """
 
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 # Idle threads spin for some milliseconds in GNU's OpenMP runtime, for 200 in LLVM's and Intel's.
 PAUSE = 0.25
-BLOCK_SECONDS = 0.05
+NAP = 0.01  # seconds between looks at the processor time
+IDLE = 0.1  # of one core: below it nobody spins
+BLOCK_SECONDS = 0.02
+
+Name = TypeVar("Name", bound=Hashable)
+
+
+def nothing() -> None:
+    """What a call has to do before a block, or after one, where nothing is to be done."""
 
 
 class Call(NamedTuple):
-    """What is timed: `run` queues or does the work, `finish` waits for it (does nothing on the CPU)."""
+    """What is timed: `run` queues or does the work, `finish` waits for it; `set_up` sets the threads before a block."""
 
     run: Callable[[], Any]
-    finish: Callable[[], None]
+    finish: Callable[[], None] = nothing
+    set_up: Callable[[], None] = nothing
 
 
 class Samples(NamedTuple):
@@ -39,52 +49,66 @@ class Ratio(NamedTuple):
 
 
 def interleaved(
-    contestants: Mapping[str, Call],
+    contestants: Mapping[Name, Call],
     blocks: int,
     *,
-    block_seconds: float = BLOCK_SECONDS,
-    pause: float = PAUSE,
+    block_seconds: float | None = None,
+    pause: float | None = None,
     progress: Callable[[int], None] | None = None,
-) -> dict[str, Samples]:
+) -> dict[Name, Samples]:
     """Time every contestant in so many blocks, in turn; each round starts with the next contestant.
 
     Parameters
     ----------
-    contestants : mapping of str to Call
+    contestants : mapping to Call
         What to time; each has run before, so that nothing is compiled here.
     blocks : int
         Blocks for each contestant.
-    block_seconds : float
-        A block repeats its call until about so many seconds are filled, at least once.
-    pause : float
-        Seconds of rest before each block.
+    block_seconds : float, optional
+        A block repeats its call until about so many seconds are filled, at least once; default: BLOCK_SECONDS.
+    pause : float, optional
+        The longest rest before each block, in seconds; default: PAUSE.
     progress : callable, optional
         Called with the number of each round that starts.
 
     Returns
     -------
-    dict of str to Samples
+    dict of Samples, by the names of the contestants
     """
+    longest = PAUSE if pause is None else pause
+    filled = BLOCK_SECONDS if block_seconds is None else block_seconds
     names = list(contestants)
     calls = {}
     for name in names:
-        time.sleep(pause)
+        rest(longest)
         once = _block(contestants[name], 1)
-        calls[name] = max(1, math.ceil(block_seconds / max(once, 1e-9)))
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+        calls[name] = max(1, math.ceil(filled / max(once, 1e-9)))
+    seconds: dict[Name, list[float]] = {name: [] for name in names}
     for block in range(blocks):
         if progress is not None:
             progress(block)
         first = block % len(names)
         for name in names[first:] + names[:first]:
-            time.sleep(pause)
+            rest(longest)
             seconds[name].append(_block(contestants[name], calls[name]))
     return {name: Samples(tuple(seconds[name]), calls[name]) for name in names}
 
 
+def rest(longest: float) -> None:
+    """Sleep until no thread of this process spins, for so many seconds at most."""
+    end = time.perf_counter() + longest
+    while (left := end - time.perf_counter()) > 0:
+        used = time.process_time()
+        nap = min(NAP, left)
+        time.sleep(nap)
+        if time.process_time() - used < IDLE * nap:
+            return
+
+
 def _block(call: Call, calls: int) -> float:
     """Seconds a call; one call before the clock starts wakes the threads and fills the caches."""
-    run, finish = call
+    run, finish, set_up = call
+    set_up()
     run()
     finish()
     start = time.perf_counter()

@@ -18,7 +18,7 @@ from ..functional import output_length
 
 
 class Operands(NamedTuple):
-    """Arrays of a problem; bias is None where it has none."""
+    """Arrays of a problem; bias is None where it has none, grad_output where nobody asked for it."""
 
     input: Any
     weight: Any
@@ -81,15 +81,23 @@ class Problem:
 
     @property
     def flops(self) -> int:
-        """Two a product of an input sample with a tap, cropped ones included: the usual count of a layer.
+        """Two for every product of an input sample with a tap that reaches the output; cropped ones are not counted.
 
         Forward, grad_input and grad_weight each take as many.
         """
+        left = self.padding[0] if isinstance(self.padding, tuple) else self.padding
+        places = np.arange(self.kernel_size) * self.dilation - left  # where the taps of the first input sample land
+        first = np.maximum(-(places // self.stride), 0)
+        last = np.minimum((self.output_length - 1 - places) // self.stride, self.input_length - 1)
+        reached = int(np.maximum(last - first + 1, 0).sum())
         batch = 1 if self.batch is None else self.batch
-        return 2 * batch * self.input_length * self.kernel_size * self.in_channels * self.out_channels // self.groups
+        return 2 * batch * reached * self.in_channels * self.out_channels // self.groups
 
-    def operands(self, dtype: Any = np.float32, *, exact: bool = True) -> Operands:
-        """Arrays of the problem, the same at every call: integers of at most 4 in size if `exact`, else normal."""
+    def operands(self, dtype: Any = np.float32, *, exact: bool = True, gradients: bool = True) -> Operands:
+        """Arrays of the problem, the same at every call: integers of at most 4 in size if `exact`, else normal.
+
+        Without `gradients` there is no grad_output, which can be long.
+        """
         rng = np.random.default_rng(zlib.crc32(self.name.encode()))
 
         def draw(*shape: int) -> Any:
@@ -102,7 +110,7 @@ class Problem:
             draw(*lead, self.in_channels, self.input_length),
             draw(self.in_channels, self.out_channels // self.groups, self.kernel_size),
             draw(self.out_channels) if self.bias else None,
-            draw(*lead, self.out_channels, self.output_length),
+            draw(*lead, self.out_channels, self.output_length) if gradients else None,
         )
 
     def with_length(self, batch: int | None, input_length: int) -> "Problem":

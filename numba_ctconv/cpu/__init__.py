@@ -13,14 +13,14 @@ import numpy as np
 
 from .. import checks
 from ..checks import Algorithm
-from ..geometry import Geometry
+from ..geometry import Geometry, Plan
 from . import forward as forward_kernels
 from . import grad_input as grad_input_kernels
 from . import grad_weight as grad_weight_kernels
-from . import layout, microkernels, panels, target, tiled, tiled_weight
+from . import layout, microkernels, moves, panels, target, tiled, tiled_weight
 from .panels import Packed
 
-Kept = dict[str, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
+Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
 FEWEST_TERMS = 8  # that a tile sums up where "auto" takes it: below, it moves more than it multiplies
 OVERLAP_WORK = 10_000  # candidate solutions that NumPy tries before a pair of strided arrays counts as sharing memory
 
@@ -91,7 +91,7 @@ class CpuEngine:
         positions = (crop + length - 1) // plan.stride - crop // plan.stride + 1
         terms = input.shape[1] // groups * -(-plan.kernel_size // plan.tap_step)
         if algorithm == "tiled" or (algorithm == "auto" and terms >= FEWEST_TERMS):
-            packed = _kept(kept, "forward", lambda: panels.of_forward(weight, plan, groups))
+            packed = _kept(kept, ("forward", plan, groups), lambda: panels.of_forward(weight, plan, groups))
             if packed is not None and packed.finite:
                 _product(input, bias, packed, groups, workers, 0, crop, crop // plan.stride, positions, output)
                 return
@@ -128,7 +128,7 @@ class CpuEngine:
             return
         terms = weight.shape[1] * plan.kernel_size
         if algorithm == "tiled" or (algorithm == "auto" and terms >= FEWEST_TERMS):
-            packed = _kept(kept, "grad_input", lambda: panels.of_grad_input(weight, plan, groups))
+            packed = _kept(kept, ("grad_input", plan, groups), lambda: panels.of_grad_input(weight, plan, groups))
             if packed is not None and packed.finite:
                 nothing = np.empty(0, grad_input.dtype)
                 _product(grad_output, nothing, packed, groups, workers, crop, 0, 0, length, grad_input)
@@ -193,13 +193,13 @@ class CpuEngine:
 ENGINE = CpuEngine()
 
 
-def _kept(kept: Kept | None, operation: str, pack: Callable[[], Packed | None]) -> Packed | None:
-    """The packed weight of an operation: the layer's, packed at its first use, or the call's."""
+def _kept(kept: Kept | None, key: tuple[str, Plan, int], pack: Callable[[], Packed | None]) -> Packed | None:
+    """The packed weight of an operation, a plan and groups: the layer's, packed at its first use, or the call's."""
     if kept is None:
         return pack()
-    if operation not in kept:
-        kept[operation] = pack()
-    packed: Packed | None = kept[operation]
+    if key not in kept:
+        kept[key] = pack()
+    packed: Packed | None = kept[key]
     return packed
 
 
@@ -223,9 +223,11 @@ def _product(
         tiles = microkernels.tiles(output.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases)
         slabs = np.empty((workers, own.slab_rows * own.pitch), output.dtype)
         scratch = np.empty((workers, 2 * own.rows * own.vectors * own.lanes + own.rows), output.dtype)
+        lay_out = moves.moves.lay_out(output.itemsize, own.tile_phases)
         tiled.product(
-            source, bias, values, own.offsets, own.planes, own.phases, tiles, sizes, workers, slabs, scratch, output
-        )
+            source, bias, values, own.offsets, own.planes, own.phases, tiles, lay_out, sizes, workers, slabs, scratch,
+            output,
+        )  # fmt: skip
 
 
 def _weight_product(
@@ -242,17 +244,19 @@ def _weight_product(
     )  # fmt: skip
     if sizes is None:
         return False
-    tiles = microkernels.tiles(input.itemsize, own.lanes, own.rows, own.vectors, 1)
-    staging = own.rows * own.vectors * own.lanes
+    tiles = microkernels.tiles(input.itemsize, own.lanes, own.rows, own.vectors, 1, 1)
+    tile_sums = own.rows * own.vectors * own.lanes
     part_rows = (-(-row_channels // own.rows) // sizes.parts + 1) * own.rows
     offsets = np.empty((workers, sizes.stretch), np.int64)
     scratch = np.empty(
-        (workers, sizes.slab_rows * sizes.pitch + sizes.stretch * own.rows + 2 * staging + own.rows), input.dtype
+        (workers, sizes.slab_rows * sizes.pitch + sizes.stretch * own.rows + tile_sums + own.rows), input.dtype
     )
-    sums = np.empty((workers, part_rows * len(own.shifts) * sizes.width), input.dtype)
+    sums = np.empty((workers, part_rows * len(own.shifts) * sizes.pitch), input.dtype)
     infinite = np.zeros(workers, input.dtype)
     tiled_weight.product(
-        grad_output, input, own.planes, own.shifts, own.taps, tiles, sizes, workers, offsets, scratch, sums, infinite,
-        grad_weight,
+        grad_output, input, own.planes, own.shifts, own.taps, tiles,
+        moves.moves.interleave(input.itemsize, own.lanes, own.rows),
+        moves.moves.lay_out(input.itemsize, len(own.planes)), sizes,
+        workers, offsets, scratch, sums, infinite, grad_weight,
     )  # fmt: skip
     return not np.isnan(infinite).any()

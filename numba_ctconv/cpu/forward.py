@@ -10,8 +10,8 @@ scatter  a task owns a stretch of an output row, to which every input sample add
 
 from numba import prange
 
+from .compilation import helper, kernel
 from .rows import add_four, add_scaled, copy_row, count_below, first_not_below
-from .target import helper, kernel
 
 
 @kernel("r3 r3 r1 i i i i i i i c4 c3 w3")

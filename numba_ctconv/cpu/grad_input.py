@@ -10,8 +10,8 @@ scatter  a task owns a stretch of an input row, to which every output gradient a
 
 from numba import prange
 
+from .compilation import helper, kernel
 from .rows import add_four, add_scaled, copy_row, count_below, first_not_below
-from .target import helper, kernel
 
 
 @kernel("r3 r3 i i i i i c3 c3 w3")

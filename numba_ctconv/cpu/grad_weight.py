@@ -11,8 +11,8 @@ sum_channels the gradient of the bias: a task owns a channel.
 
 from numba import prange
 
+from .compilation import kernel
 from .rows import copy_row, count_below, dot, first_not_below, total
-from .target import kernel
 
 
 @kernel("r3 r3 i i i i i c3 c2 w3")

@@ -9,6 +9,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 TILE_ARGUMENTS = 9  # of microkernels.SIGNATURE
+MOVE_ARGUMENTS = 5  # of moves.SIGNATURE
 _BYTES = ir.IntType(8).as_pointer()
 
 
@@ -46,3 +47,15 @@ def call_tile(typingctx, tile, panel, slab, offsets, terms, block, start, sums, 
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * (1 + TILE_ARGUMENTS)), codegen
+
+
+@intrinsic
+def call_move(typingctx, move, source, source_step, count, target, target_step):
+    """Call the compiled move at an address."""
+
+    def codegen(context, builder, signature, args):
+        function = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * MOVE_ARGUMENTS)
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * (1 + MOVE_ARGUMENTS)), codegen

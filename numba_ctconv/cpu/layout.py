@@ -96,7 +96,7 @@ class Layout(NamedTuple):
         return -(-row_channels // (self.rows // self.tile_phases)) * -(-len(self.phases) // self.tile_phases)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layout, ...] | None:
     """The families of phases of a forward pass over so many input channels of a group; None where no slab fits."""
     step = plan.dilation // plan.phase_step
@@ -131,7 +131,7 @@ def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int)
     return tuple(layouts)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def grad_input_layout(plan: Plan, channels: int, row_channels: int, itemsize: int) -> Layout | None:
     """The layout of the input gradient over so many output channels of a group; None where no slab fits."""
     taps = np.arange(plan.kernel_size)
@@ -204,7 +204,7 @@ def sizes_of(layout: Layout, groups: int, batch: int, row_channels: int, workers
     )  # fmt: skip
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=64)
 def weight_layout(plan: Plan, row_channels: int, itemsize: int) -> WeightLayout | None:
     """The layout of grad_weight; None where most (shift, plane) pairs would have no tap."""
     taps = np.arange(plan.kernel_size)

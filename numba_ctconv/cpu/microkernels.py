@@ -12,17 +12,16 @@ It stores with neighbouring rows interleaved: rows m = channel·phases + p, colu
 channel holds q·phases + p in order. Everything is passed as an address or an integer, which keeps one C signature.
 """
 
-import threading
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
+from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-from . import target
+from .compilation import compiling, keep_on_disk
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
@@ -32,16 +31,16 @@ SIGNATURE = types.void(*[types.int64] * 9)
 
 @intrinsic(prefer_literal=True)
 def tile(
-    typingctx, double, lanes, rows, vectors, phases, panel, slab, offsets, terms, block, start, sums, out, out_stride
+    typingctx, double, lanes, rows, vectors, phases, adds, panel, slab, offsets, terms, block, start, sums, out, step
 ):  # fmt: skip
-    """Emit a register tile; the first five arguments are compile-time integers, the others those of SIGNATURE."""
-    shape = Shape(*(literal.literal_value for literal in (double, lanes, rows, vectors, phases)))
+    """Emit a register tile; the first six arguments are compile-time integers, the others those of SIGNATURE."""
+    shape = Shape(*(literal.literal_value for literal in (double, lanes, rows, vectors, phases, adds)))
 
     def codegen(context, builder, signature, args):
-        Emitter(builder, shape).tile(*args[5:])
+        Emitter(builder, shape).tile(*args[6:])
         return context.get_dummy_value()
 
-    arguments = (double, lanes, rows, vectors, phases, *[types.int64] * 9)
+    arguments = (double, lanes, rows, vectors, phases, adds, *[types.int64] * 9)
     return types.void(*arguments), codegen
 
 
@@ -53,6 +52,7 @@ class Shape(NamedTuple):
     rows: int
     vectors: int
     phases: int  # divides rows
+    adds: int = 0  # whether the tile adds to its target, which no rows are interleaved for
 
 
 class Emitter:
@@ -85,7 +85,8 @@ class Emitter:
             streams = [[self.load(self.sum_at(sums, m, v)) for v in range(shape.vectors)] for m in own]
             at = builder.mul(channel_stride, I64(channel))
             for k, value in enumerate(self.interleaved(streams)):
-                self.store(value, self.element_at(out, builder.add(at, I64(k * shape.lanes))))
+                place = self.element_at(out, builder.add(at, I64(k * shape.lanes)))
+                self.store(builder.fadd(self.load(place), value) if shape.adds else value, place)
 
     def block(self, panel, slab, offsets, first, end):
         """The partial sums of the terms in [first, end), in registers."""
@@ -201,30 +202,43 @@ class CompiledTiles:
     """The C functions of the tiles of 1, 2, .. vectors of a shape, compiled on first use and kept on disk."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, ...], Any] = {}
-        self._compiling = threading.Lock()
+        self._kept: dict[tuple[int, ...], tuple[Any, list[Any]]] = {}
 
-    def __call__(self, itemsize: int, lanes: int, rows: int, vectors: int, phases: int) -> Any:
+    def __call__(self, itemsize: int, lanes: int, rows: int, vectors: int, phases: int, adds: int = 0) -> Any:
         """Addresses, int64, of the tiles of 1 to `vectors` vectors."""
-        key = (itemsize, lanes, rows, vectors, phases)
+        key = (itemsize, lanes, rows, vectors, phases, adds)
         kept = self._kept.get(key)
         if kept is None:
-            with self._compiling:
-                functions = [_compile(int(itemsize == 8), lanes, rows, v, phases) for v in range(1, vectors + 1)]
-                kept = self._kept[key] = (np.array([function.address for function in functions]), functions)
+            with compiling:
+                kept = self._kept.get(key) or self._compiled(*key)
+                self._kept[key] = kept
         return kept[0]
+
+    def _compiled(
+        self, itemsize: int, lanes: int, rows: int, vectors: int, phases: int, adds: int
+    ) -> tuple[Any, list[Any]]:
+        """The addresses, and the functions, which have to live as long."""
+        shapes = [Shape(int(itemsize == 8), lanes, rows, v, phases, adds) for v in range(1, vectors + 1)]
+        functions = [_compile(*shape) for shape in shapes]
+        return np.array([function.address for function in functions]), functions
 
 
 tiles = CompiledTiles()
 
 
-def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int) -> Any:
+def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, adds: int) -> Any:
     def function(panel, slab, offsets, terms, block, start, sums, out, channel_stride):
         tile(
-            double, lanes, rows, vectors, phases, panel, slab, offsets, terms, block, start, sums, out, channel_stride
+            double, lanes, rows, vectors, phases, adds, panel, slab, offsets, terms, block, start, sums, out,
+            channel_stride,
         )  # fmt: skip
 
-    compiled = numba.core.ccallback.CFunc(function, (SIGNATURE.args, SIGNATURE.return_type), locals={}, options={})
-    target.keep_on_disk(compiled)
+    return c_function(function, SIGNATURE, f"microkernels.tile-{double}-{lanes}-{rows}-{vectors}-{phases}-{adds}")
+
+
+def c_function(function: Any, signature: Any, name: str) -> Any:
+    """Compile a C function and keep it on disk under its name."""
+    compiled = CFunc(function, (signature.args, signature.return_type), locals={}, options={})
+    keep_on_disk(compiled, name)
     compiled.compile()
     return compiled

@@ -3,7 +3,7 @@
 Those run over contiguous rows, so that they vectorise.
 """
 
-from .target import helper, reduction
+from .compilation import helper, reduction
 
 
 @helper

@@ -19,18 +19,18 @@ depends on the layer alone.
 
 from numba import prange
 
-from .intrinsics import address_of, call_tile, copy_bytes
+from .compilation import helper, kernel
+from .intrinsics import address_of, call_move, call_tile, copy_bytes
 from .layout import Sizes
 from .rows import count_below, first_not_below, nothing_of
-from .target import helper, kernel
 
 
-@kernel("r3 r1 c1 n1 n1 n1 n1 s i c2 c2 w3", Sizes)
-def product(source, bias, panels, offsets, planes, phases, tiles, sizes, workers, slabs, scratch, output):
+@kernel("r3 r1 c1 n1 n1 n1 n1 i s i c2 c2 w3", Sizes)
+def product(source, bias, panels, offsets, planes, phases, tiles, lay_out, sizes, workers, slabs, scratch, output):
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
     Scratch: slabs (workers, rows of a slab · pitch), scratch (workers, sums, staging and starts of a tile); `tiles` are
-    the addresses of the compiled tiles of 1, 2, .. vectors; `sizes` is a layout.Sizes.
+    the addresses of the compiled tiles of 1, 2, .. vectors, `lay_out` that of a move, or 0; `sizes` is a layout.Sizes.
     """
     lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
     group_rows = output.shape[1] // groups
@@ -77,7 +77,7 @@ def product(source, bias, panels, offsets, planes, phases, tiles, sizes, workers
                     if target == 0:
                         kept = min(span, columns - done)
                         store_columns(
-                            staging, sizes, phases, column + done, kept, span, channel, channels, phase, output
+                            staging, sizes, phases, lay_out, column + done, kept, span, channel, channels, phase, output
                         )  # fmt: skip
                     done += span
 
@@ -109,7 +109,7 @@ def direct_target(sizes, phases, column, span, channel, channels, output):
 
 
 @helper
-def store_columns(staging, sizes, phases, column, columns, span, channel, channels, phase, output):
+def store_columns(staging, sizes, phases, lay_out, column, columns, span, channel, channels, phase, output):
     """Store what of a staged tile belongs to a sample that exists."""
     lead, tail, positions = sizes.lead, sizes.tail, sizes.positions
     tile_phases = sizes.tile_phases
@@ -117,6 +117,24 @@ def store_columns(staging, sizes, phases, column, columns, span, channel, channe
     own_phases = min(tile_phases, phases.size - phase)
     item = column // item_columns
     position = column - item * item_columns - lead
+    l = (sizes.q_first + position) * sizes.step_out + phases[phase] - sizes.crop_out
+    if (
+        lay_out != 0
+        and position >= 0
+        and position + columns <= positions
+        and own_phases == tile_phases
+        and phases[phase + own_phases - 1] == phases[phase] + own_phases - 1
+        and output.strides[2] == output.itemsize
+        and l >= 0
+        and l + (columns - 1) * sizes.step_out + own_phases <= output.shape[2]
+    ):  # a run of neighbouring samples from each column
+        for c in range(channels):
+            call_move(
+                lay_out, address_of(staging) + c * span * tile_phases * staging.itemsize, tile_phases, columns,
+                address_of(output) + item * output.strides[0] + (channel + c) * output.strides[1] + l * output.itemsize,
+                sizes.step_out,
+            )  # fmt: skip
+        return
     for j in range(columns):
         if 0 <= position < positions:
             for p in range(own_phases):

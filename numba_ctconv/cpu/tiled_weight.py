@@ -14,20 +14,22 @@ the length alone, so threads change no bit.
 
 from numba import prange
 
-from .intrinsics import address_of, call_tile
+from .compilation import helper, kernel
+from .intrinsics import address_of, call_move, call_tile
 from .layout import WeightSizes
 from .rows import count_below, first_not_below, nothing_of
-from .target import helper, kernel
 
 
-@kernel("r3 r3 n1 n1 n1 n1 s i o2 c2 c2 c1 w3", WeightSizes)
+@kernel("r3 r3 n1 n1 n1 n1 i i s i o2 c2 c2 c1 w3", WeightSizes)
 def product(
-    grad_output, input, planes, shifts, taps, tiles, sizes, workers, offsets, scratch, sums, infinite, grad_weight
+    grad_output, input, planes, shifts, taps, tiles, interleave, lay_out, sizes, workers, offsets, scratch, sums,
+    infinite, grad_weight
 ):  # fmt: skip
     """Workers share (group, block of columns, part of the rows) out evenly.
 
-    `taps` is the tap of each (shift, plane), or -1; offsets is (workers, stretch), scratch (workers, slab, panel and
-    staging), sums (workers, rows · shifts · width of a block); `infinite` gets a NaN where an input is not finite.
+    `taps` is the tap of each (shift, plane), or -1; `interleave` and `lay_out` are the addresses of moves, `lay_out` 0
+    where planes are too many. Scratch: offsets (workers, stretch), scratch (workers, slab, panel and sums of a tile),
+    sums (workers, rows · shifts · pitch). `infinite` gets a NaN where an input is not finite.
     """
     rows, width, groups, parts = sizes.rows, sizes.width, sizes.groups, sizes.parts
     batch, in_channels, length = input.shape
@@ -36,6 +38,7 @@ def product(
     columns = group_channels * planes.size
     blocks = -(-columns // width)
     terms = batch * length
+    row_size = shifts.size * sizes.pitch
     item_rows = length + shifts[shifts.size - 1]
     slab_size = sizes.slab_rows * sizes.pitch
     panel_size = sizes.stretch * rows
@@ -45,28 +48,30 @@ def product(
     for worker in prange(workers):
         slab = scratch[worker, :slab_size]
         panel = scratch[worker, slab_size : slab_size + panel_size]
-        staging = scratch[worker, slab_size + panel_size : slab_size + panel_size + rows * tiles.size * sizes.lanes]
-        tile_sums = address_of(staging) + staging.size * size
-        nothing = tile_sums + staging.size * size  # what a tile starts from
-        scratch[worker, slab_size + panel_size + 2 * staging.size :] = 0
+        tile_sums = address_of(scratch) + worker * scratch.strides[0] + (slab_size + panel_size) * size
+        nothing = tile_sums + rows * tiles.size * sizes.lanes * size  # what a tile starts from
+        scratch[worker, slab_size + panel_size + rows * tiles.size * sizes.lanes :] = 0
         total = sums[worker]
+        total_at = address_of(sums) + worker * sums.strides[0]
         check = infinite.dtype.type(0)
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, block, part = task // parts // blocks, task // parts % blocks, task % parts
             column = block * width
             own = min(width, columns - column)
             tile_begin, tile_end = part * row_tiles // parts, (part + 1) * row_tiles // parts
-            total[: (tile_end - tile_begin) * rows * shifts.size * width] = 0
+            total[: (tile_end - tile_begin) * rows * row_size] = 0
             for term in range(0, terms, sizes.stretch):
                 term_end = min(term + sizes.stretch, terms)
                 first_row = term // length * item_rows + term % length
-                pack_planes(grad_output, planes, sizes, group, column, own, term, term_end, item_rows, length, slab)
+                pack_planes(
+                    grad_output, planes, sizes, group, column, own, term, term_end, item_rows, length, lay_out, slab
+                )
                 for r in range(term, term_end):
                     offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * sizes.pitch
                 for row_tile in range(tile_begin, tile_end):
                     channel = group * group_rows + row_tile * rows
                     channels = min(rows, group_rows - row_tile * rows)
-                    check += pack_inputs(input, channel, channels, rows, term, term_end, panel)
+                    check += pack_inputs(input, channel, channels, rows, term, term_end, sizes.lanes, interleave, panel)
                     for h in range(shifts.size):
                         done = 0
                         while done < own:
@@ -76,33 +81,36 @@ def product(
                                 tiles[vectors - 1], address_of(panel),
                                 address_of(slab) + (shifts[h] * sizes.pitch + done) * size,
                                 address_of(offsets) + worker * offsets.strides[0], term_end - term, sizes.block,
-                                nothing, tile_sums, address_of(staging), span,
+                                nothing, tile_sums,
+                                total_at + ((row_tile - tile_begin) * rows * row_size + h * sizes.pitch + done) * size,
+                                row_size,
                             )  # fmt: skip
-                            for m in range(channels):
-                                at = (((row_tile - tile_begin) * rows + m) * shifts.size + h) * width + done
-                                kept = min(span, own - done)
-                                add(total[at : at + kept], staging[m * span : m * span + kept])
                             done += span
             for row in range(tile_begin * rows, min(tile_end * rows, group_rows)):
-                for h in range(shifts.size):
-                    at = ((row - tile_begin * rows) * shifts.size + h) * width
-                    for c in range(own):
-                        k = taps[h * planes.size + (column + c) % planes.size]
-                        if k >= 0:
-                            grad_weight[group * group_rows + row, (column + c) // planes.size, k] = total[at + c]
+                store_taps(
+                    total[(row - tile_begin * rows) * row_size :], taps, planes.size, sizes.pitch,
+                    column // planes.size, own // planes.size, grad_weight[group * group_rows + row],
+                )  # fmt: skip
         infinite[worker] = check
 
 
 @helper
-def add(sums, terms):
-    for j in range(sums.size):
-        sums[j] += terms[j]
+def store_taps(total, taps, planes, pitch, channel, channels, grad_weight):
+    """Put the sums of each (shift, plane) where its tap stands, for a row of weights."""
+    for c in range(channels):
+        for h in range(taps.size // planes):
+            for p in range(planes):
+                k = taps[h * planes + p]
+                if k >= 0:
+                    grad_weight[channel + c, k] = total[h * pitch + c * planes + p]
 
 
 @helper
-def pack_inputs(input, channel, channels, rows, term, term_end, panel):
+def pack_inputs(input, channel, channels, rows, term, term_end, lanes, interleave, panel):
     """Let panel[r, m] be input channel + m at term r; return 0, or NaN where one is not finite."""
     length = input.shape[2]
+    size = panel.itemsize
+    contiguous = channels == rows and input.strides[2] == size and input.strides[1] % size == 0
     for m in range(rows):
         if m >= channels:
             for j in range(term_end - term):
@@ -112,7 +120,13 @@ def pack_inputs(input, channel, channels, rows, term, term_end, panel):
         while done < term_end - term:
             run = min(length - t, term_end - term - done)
             row = panel[done * rows : (done + run) * rows]
-            for j in range(run):
+            together = run - run % lanes if contiguous else 0
+            if m == 0 and together > 0:
+                source = item * input.strides[0] + channel * input.strides[1] + t * size
+                call_move(
+                    interleave, address_of(input) + source, input.strides[1] // size, together, address_of(row), rows
+                )
+            for j in range(together, run):
                 row[j * rows + m] = input[item, channel + m, t + j]
             done += run
             item += 1
@@ -121,7 +135,7 @@ def pack_inputs(input, channel, channels, rows, term, term_end, panel):
 
 
 @helper
-def pack_planes(grad_output, planes, sizes, group, column, columns, term, term_end, item_rows, length, slab):
+def pack_planes(grad_output, planes, sizes, group, column, columns, term, term_end, item_rows, length, lay_out, slab):
     """Let a row of the slab hold the planes of the block's channels at a position, for all that the terms reach.
 
     A block begins and ends with a whole channel.
@@ -131,6 +145,8 @@ def pack_planes(grad_output, planes, sizes, group, column, columns, term, term_e
     last = term_end - 1
     begin = term // length * item_rows + term % length
     end = last // length * item_rows + last % length + item_rows - length + 1
+    size = slab.itemsize
+    contiguous = lay_out != 0 and planes.size == sizes.stride and grad_output.strides[2] == size
     for j in range(end - begin):
         slab[j * sizes.pitch + columns : (j + 1) * sizes.pitch] = 0
     for c in range(0, columns, planes.size):
@@ -142,7 +158,17 @@ def pack_planes(grad_output, planes, sizes, group, column, columns, term, term_e
             # the positions of which all planes lie in the output; at the others each is looked at
             first = min(first_not_below(-start - planes[0], sizes.stride), run)
             stop = max(count_below(output_length - start - planes[planes.size - 1], sizes.stride, run), first)
+            moved = first
+            if contiguous and stop > first:
+                source = item * grad_output.strides[0] + o * grad_output.strides[1]
+                call_move(
+                    lay_out, address_of(grad_output) + source + (start + first * sizes.stride) * size, sizes.stride,
+                    stop - first, address_of(slab) + ((done + first) * sizes.pitch + c) * size, sizes.pitch,
+                )  # fmt: skip
+                moved = stop
             for j in range(run):
+                if first <= j < moved:
+                    continue
                 l = start + j * sizes.stride
                 row = slab[(done + j) * sizes.pitch + c : (done + j) * sizes.pitch + c + planes.size]
                 if first <= j < stop:

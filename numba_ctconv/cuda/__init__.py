@@ -83,7 +83,7 @@ class CudaEngine:
         groups: int,
         algorithm: Algorithm,
         stream: Queue,
-        kept: dict[str, Any] | None,
+        kept: dict[Any, Any] | None,
         output: Any,
     ) -> None:
         """Overwrite output (N, C_out, L_out) from input (N, C_in, L_in), weight and bias (C_out) or None."""
@@ -106,7 +106,7 @@ class CudaEngine:
         groups: int,
         algorithm: Algorithm,
         stream: Queue,
-        kept: dict[str, Any] | None,
+        kept: dict[Any, Any] | None,
         grad_input: Any,
     ) -> None:
         """Overwrite grad_input (N, C_in, L_in) from grad_output and weight."""

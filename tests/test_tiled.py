@@ -1,0 +1,184 @@
+"""The tiled products: layouts and tiles as pure functions, their memory, and what their bits may depend on."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import numba_ctconv as nc
+from numba_ctconv import reference
+from numba_ctconv.benchmark.workloads import layer_problems
+from numba_ctconv.cpu import layout, microkernels, moves, target
+from numba_ctconv.geometry import plan
+
+
+def peak_memory(code):
+    """Growth of the peak resident size, in MB, while `code` runs in a new process, where its `before` is done."""
+    script = f"""
+import resource, numpy as np, numba_ctconv as nc
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+{code}
+print(after - before)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=os.environ)
+    assert done.returncode == 0, done.stderr
+    return float(done.stdout)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
+@pytest.mark.parametrize(
+    ("sizes", "parameters"),
+    [((1, 64, 600_000, 32, 4), "stride=2, padding=1"), ((1, 2049, 60, 1, 4096), "stride=1024")],
+    ids=["long", "wide kernel"],
+)
+def test_working_memory_is_bounded(sizes, parameters):
+    """No column matrix and no zero-stuffed input: at most 8 MB a thread beside arrays and packed weights."""
+    batch, in_channels, length, out_channels, kernel_size = sizes
+    code = f"""
+x = np.ones(({batch}, {in_channels}, {length}), np.float32)
+layer = nc.ConvTranspose1d({in_channels}, {out_channels}, {kernel_size}, {parameters})
+out = layer(x)
+dx = np.ones_like(x)
+gw = np.ones_like(layer.weight)
+layer(x[..., :40], out=None)
+layer.backward(np.ones_like(layer(x[..., :40])), x[..., :40])
+before = peak()
+layer(x, out=out)
+layer.backward(out, x, needs=("input",), out=nc.Gradients(dx, None, None))
+layer.backward(out, x, needs=("weight",), out=nc.Gradients(None, gw, None))
+after = peak()
+"""
+    workers = target.threads()
+    assert peak_memory(code) < 8 * workers + 4  # and what Python and the allocator round up
+
+
+@pytest.mark.parametrize("name", ["hifigan_v1/up1", "cosyvoice2_hift/up1", "deep_tasnet_dilated/dec_d8", "wavegan/up0"])
+def test_chunks_of_time_have_the_bits_of_the_whole(name):
+    """A stretch of output from the inputs that reach it: what streaming gives, bit by bit."""
+    layer = next(p for p in layer_problems(core=True) if p.name == name).with_length(1, 150)
+    layer = layer.shrunk(40, 150)
+    x, w, b, _ = layer.operands(np.float32, exact=False)
+    parameters = {"stride": layer.stride, "groups": layer.groups, "dilation": layer.dilation}
+    whole = nc.conv_transpose1d(x, w, b, padding=(0, 0), **parameters)
+    reach = plan(layer.kernel_size, layer.stride, layer.dilation).shift(layer.kernel_size - 1)
+    for first, size in ((reach, 1), (reach + 1, 2), (60, 17), (100, 50)):
+        chunk = x[..., first - reach : first + size]
+        crop = (reach * layer.stride, 0)
+        part = nc.conv_transpose1d(chunk, w, b, padding=crop, output_size=size * layer.stride, **parameters)
+        np.testing.assert_array_equal(part, whole[..., first * layer.stride : (first + size) * layer.stride])
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 40),
+    st.integers(1, 12),
+    st.integers(1, 6),
+    st.integers(1, 40),
+    st.integers(1, 30),
+    st.sampled_from([4, 8]),
+)
+def test_a_layout_covers_every_tap_once(kernel_size, stride, dilation, channels, row_channels, itemsize):
+    layer = plan(kernel_size, stride, dilation)
+    layouts = layout.forward_layouts(layer, channels, row_channels, itemsize)
+    seen = []
+    for own in layouts:
+        assert own.rows % own.tile_phases == 0
+        assert own.vectors * (own.rows + 1) < target.vector_registers() or own.vectors == 1
+        assert own.row_tiles(row_channels) * own.rows >= row_channels * len(own.phases)
+        for phase, first in zip(own.phases, own.first_taps, strict=True):
+            taps = [int(first) + m * own.tap_step for m in range(own.taps)]
+            seen += taps
+            for m, k in enumerate(taps):
+                assert k * dilation % stride == phase
+                assert own.offsets[m] == own.lead - k * dilation // stride
+    assert sorted(seen) == list(range(kernel_size))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("rows", "phases"), [(8, 8), (8, 2), (9, 3), (5, 5), (6, 6), (1, 1), (7, 7), (12, 12)])
+def test_moves_interleave_and_lay_out(dtype, rows, phases):
+    """The packing moves on memory of their own, called as C functions."""
+    size = np.dtype(dtype).itemsize
+    lanes = target.vector_bytes() // size
+    source = np.random.default_rng(0).standard_normal((rows, 5 * lanes)).astype(dtype)
+    interleaved = np.full((3 * lanes, rows), np.nan, dtype)
+    call(
+        moves.moves.interleave(size, lanes, rows),
+        source.ctypes.data,
+        5 * lanes,
+        3 * lanes,
+        interleaved.ctypes.data,
+        rows,
+    )
+    np.testing.assert_array_equal(interleaved, source[:, : 3 * lanes].T)
+    laid_out = np.full((4, 40), np.nan, dtype)
+    call(moves.moves.lay_out(size, phases), source.ctypes.data, phases + 1, 4, laid_out.ctypes.data, 40)
+    for j in range(4):
+        np.testing.assert_array_equal(laid_out[j, :phases], source.ravel()[j * (phases + 1) :][:phases])
+    assert np.isnan(laid_out[:, phases:]).all()
+
+
+def call(address, *integers):
+    import ctypes  # noqa: PLC0415  # here alone
+
+    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(integers))(int(address))(*integers)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8])
+@pytest.mark.parametrize("terms", [0, 1, 31, 32, 33, 100])
+def test_a_tile_is_the_product_of_shifted_rows(rows, terms):
+    size, lanes = 4, target.vector_bytes() // 4
+    rng = np.random.default_rng(terms)
+    panel = rng.integers(-4, 5, (terms, rows)).astype(np.float32)
+    slab = rng.integers(-4, 5, 700).astype(np.float32)
+    offsets = rng.integers(0, 600 - 2 * lanes, terms)
+    start = rng.integers(-4, 5, rows).astype(np.float32)
+    columns = 2 * lanes
+    expected = start[:, None] + panel.T @ slab[offsets[:, None] + np.arange(columns)]
+    for adds in (0, 1):
+        sums, out = np.full(rows * columns, np.nan, np.float32), np.ones((rows, columns), np.float32)
+        address = microkernels.tiles(size, lanes, rows, 2, 1, adds)[1]
+        arrays = (panel, slab, offsets)
+        pointers = [a.ctypes.data for a in arrays]
+        call(address, *pointers, terms, 32, start.ctypes.data, sums.ctypes.data, out.ctypes.data, columns)
+        np.testing.assert_array_equal(out, expected + adds)
+
+
+@pytest.mark.parametrize("problem", layer_problems(core=True), ids=lambda p: p.name)
+def test_accuracy_of_real_layers(problem):
+    """The root mean square error of a layer, in units of the last place of its outputs: partial sums keep it small."""
+    short = problem.with_length(1, min(problem.input_length, 24))
+    x, w, b, _ = short.operands(np.float32, exact=False)
+    w = w / np.float32(np.sqrt(problem.in_channels * problem.kernel_size))
+    y = nc.conv_transpose1d(x, w, b, **short.forward_parameters)
+    rng = np.random.default_rng(0)
+    at = np.stack([rng.integers(0, n, 3000) for n in y.shape], 1)
+    exact = reference.conv_transpose1d(x, w, b, **short.forward_parameters, at=at)
+    error = np.sqrt(np.mean((y[tuple(at.T)] - exact) ** 2)) / np.sqrt(np.mean(exact**2))
+    assert error < 4 * np.finfo(np.float32).eps
+
+
+def test_a_layer_packs_its_weight_once():
+    layer = nc.ConvTranspose1d(16, 8, 4, stride=2, padding=1)
+    x = np.ones((1, 16, 9), np.float32)
+    y = layer(x)
+    ((key, packed),) = layer._kept.items()
+    layer(x)
+    assert layer._kept[key] is packed
+    layer.backward(y, x)
+    assert [operation for operation, *_ in layer._kept] == ["forward", "grad_input"]
+    layer.weight = layer.weight * np.float32(2)
+    assert not layer._kept
+    np.testing.assert_allclose(layer(x) - layer.bias[:, None], 2 * (y - layer.bias[:, None]), rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_kept_serves_only_the_parameters_it_was_packed_for():
+    layer = nc.ConvTranspose1d(16, 8, 4, stride=2, padding=1)
+    x = np.ones((1, 16, 9), np.float32)
+    layer(x)
+    layer.stride = 3
+    np.testing.assert_array_equal(layer(x), nc.conv_transpose1d(x, layer.weight, layer.bias, stride=3, padding=1))
