@@ -155,7 +155,7 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
         action="append",
         choices=STYLES,
         help="call the function, which packs weights every time; a layer, which keeps them packed; or a layer with "
-        "results in memory that is used again; repeatable; default: all three",
+        "results in memory that is used again; repeatable; default: all three, the first two with --quick",
     )
     bench.add_argument(
         "--peer",

@@ -36,8 +36,8 @@ class Sizes(NamedTuple):
         return cls(*(getattr(layer, name) for name in cls._fields if hasattr(layer, name)))
 
     def __str__(self) -> str:
-        parameters = ", ".join(f"{name}={getattr(self, name)}" for name in ("kernel_size", "stride", "groups", "dilation"))
-        return f"{self.in_channels} to {self.out_channels} channels, {parameters}"
+        parameters = (f"{name}={getattr(self, name)}" for name in ("kernel_size", "stride", "groups", "dilation"))
+        return f"{self.in_channels} to {self.out_channels} channels, {', '.join(parameters)}"
 
 
 def warmup(

@@ -1,10 +1,15 @@
 """What the compiler made of the CPU kernels: vector code, one version a dtype, a cache that sees every change."""
 
+import os
 import re
+import subprocess
+import sys
+import time
 
 import numba
 import numpy as np
 import pytest
+from numba.core import event
 from strategies import LAYOUTS
 
 import numba_ctconv as nc
@@ -41,29 +46,29 @@ def test_the_pattern_tells_scalar_code():
     assert not re.search(PACKED["float32"], compiled.inspect_asm(compiled.signatures[0]))
 
 
-def test_layouts_and_lengths_compile_nothing():
+@pytest.mark.parametrize("algorithm", ["auto", "tiled", "gather", "scatter"])
+def test_layouts_lengths_and_batches_compile_nothing(algorithm):
     rng = np.random.default_rng(0)
-    w = rng.standard_normal((3, 2, 4)).astype(np.float32)
+    w = rng.standard_normal((5, 3, 4)).astype(np.float32)
 
     def call(x, w):
-        y = nc.conv_transpose1d(x, w, stride=2)
-        nc.conv_transpose1d_backward(y, x, w, stride=2)
+        y = nc.conv_transpose1d(x, w, stride=2, algorithm=algorithm)
+        nc.conv_transpose1d_backward(y, x, w, stride=2, algorithm=algorithm)
 
-    call(np.ones((1, 3, 5), np.float32), w)
-    kernels = (*GATHERS.values(), grad_weight.sum_channels)
-    compiled = [dict(kernel.compiled) for kernel in kernels]
-    for length, layout in enumerate(LAYOUTS.values(), start=1):
-        call(layout(rng.standard_normal((2, 3, 7 * length)).astype(np.float32)), layout(w))
-    assert [dict(kernel.compiled) for kernel in kernels] == compiled
-    for kernel in kernels:
-        assert len(kernel.compiled[np.dtype(np.float32)].signatures) == 1
+    call(np.ones((1, 5, 5), np.float32), w)
+    made = event.RecordingListener()
+    with event.install_listener("numba:compile", made):
+        for number, layout in enumerate(LAYOUTS.values(), start=1):
+            for batch, length in ((1, 1), (number, 7 * number), (2, 3), (1, 300)):
+                call(layout(rng.standard_normal((batch, 5, length)).astype(np.float32)), layout(w))
+    assert not made.buffer
 
 
 def test_the_cache_serves_only_the_sources_it_was_made_from(monkeypatch, tmp_path):
     """The stamp covers helpers in other files than the kernel's, which Numba's own does not."""
 
     def hits(stamp):
-        monkeypatch.setattr(compilation, "_sources", lambda file: stamp)
+        monkeypatch.setattr(compilation, "_sources", lambda _: stamp)
         kernel = compilation.Kernel(grad_weight.sum_channels.function, grad_weight.sum_channels.arguments)
         stats = kernel.compile(np.dtype(np.float64)).stats
         return sum(stats.cache_hits.values())
@@ -74,13 +79,117 @@ def test_the_cache_serves_only_the_sources_it_was_made_from(monkeypatch, tmp_pat
     assert hits("other") == 0
 
 
-def test_the_stamp_reads_every_file_of_the_engine(monkeypatch, tmp_path):
-    for name in ("target.py", "rows.py"):
-        (tmp_path / name).write_text("1")
-    monkeypatch.setattr(compilation, "__file__", str(tmp_path / "target.py"))
-    before = compilation._sources.__wrapped__()
-    (tmp_path / "rows.py").write_text("2")
-    assert compilation._sources.__wrapped__() != before
+def test_the_stamp_reads_every_file_of_the_engine_and_that_of_the_function(monkeypatch, tmp_path):
+    engine, elsewhere = tmp_path / "cpu", tmp_path / "elsewhere.py"
+    engine.mkdir()
+    for path in (engine / "compilation.py", engine / "rows.py", elsewhere):
+        path.write_text("1")
+    monkeypatch.setattr(compilation, "__file__", str(engine / "compilation.py"))
+
+    def stamps():
+        return [compilation._sources.__wrapped__(str(path)) for path in (engine / "rows.py", elsewhere)]
+
+    first = stamps()
+    elsewhere.write_text("2")
+    second = stamps()
+    assert second[0] == first[0]
+    assert second[1] != first[1]
+    (engine / "rows.py").write_text("2")
+    assert not set(stamps()) & {*first, *second}
+
+
+def run(code, folder, **environment):
+    """What a new process prints that keeps its code in a folder."""
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(folder)} | environment
+    command = [sys.executable, "-W", "error", "-c", code]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def printed(process):
+    out, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    return out
+
+
+SMALL = """
+import numpy as np
+import numba_ctconv as nc
+from numba.core import event
+from numba_ctconv.cpu import microkernels
+made = event.RecordingListener()
+with event.install_listener("numba:compile", made):
+    y = nc.conv_transpose1d_backward(np.ones((1, 2, 30)), None, np.ones((1, 2, 1)), needs=("bias",), input_length=30)
+    tiles = [] if {tiles} == 0 else microkernels.tiles(8, 2, 4, {tiles}, 1)
+assert (y.bias == 30).all()
+print(len(made.buffer))
+"""
+
+
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_new_process_finds_both_forms_and_the_tiles_and_compiles_nothing(tmp_path):
+    code = SMALL.format(tiles=2)
+    assert int(printed(run(code, tmp_path))) > 0
+    kept = files(tmp_path)
+    forms = [path.name for path in kept if "sum_channels" in path.name]
+    assert len(forms) == 2
+    assert [path.name for path in kept if "microkernels.tile" in path.name]
+    assert int(printed(run(code, tmp_path))) == 0
+    assert files(tmp_path) == kept
+
+
+def test_what_is_damaged_is_compiled_anew(tmp_path):
+    code = SMALL.format(tiles=0)
+    printed(run(code, tmp_path))
+    whole = files(tmp_path)
+    for number, (path, content) in enumerate(whole.items()):
+        path.write_bytes([content[:-7], b"", content[:900] + bytes([content[900] ^ 1]) + content[901:]][number % 3])
+    assert int(printed(run(code, tmp_path))) > 0
+    assert set(files(tmp_path)) == set(whole)
+    assert int(printed(run(code, tmp_path))) == 0
+
+
+def test_processes_fill_a_folder_at_once(tmp_path):
+    code = SMALL.format(tiles=0)
+    for process in [run(code, tmp_path) for _ in range(4)]:
+        printed(process)
+    assert sorted(path.suffix for path in files(tmp_path)) == [".nbc", ".nbc"]  # and nothing half-written
+    assert int(printed(run(code, tmp_path))) == 0
+
+
+def test_another_processor_has_files_of_its_own(tmp_path):
+    code = SMALL.format(tiles=0)
+    printed(run(code, tmp_path))
+    assert int(printed(run(code, tmp_path, NUMBA_CPU_NAME="generic"))) > 0
+    assert len(files(tmp_path)) == 4
+
+
+def test_what_other_sources_left_is_removed_once_nobody_uses_it(tmp_path):
+    code = SMALL.format(tiles=0)
+    printed(run(code, tmp_path))
+    (folder,) = tmp_path.iterdir()
+    old, recent, foreign = (folder / name for name in ("ctconv-a.b.old.nbc", "ctconv-a.b.new.nbc", "a.py311.1.nbc"))
+    for path, age in ((old, 8), (recent, 1), (foreign, 8)):
+        path.touch()
+        os.utime(path, (time.time() - age * 86400,) * 2)
+    for path in folder.glob("*sum_channels*"):
+        path.unlink()
+    printed(run(code, tmp_path))
+    assert not old.exists()
+    assert recent.exists()
+    assert foreign.exists()
+
+
+def test_a_folder_that_can_only_be_read_serves(tmp_path):
+    """A container image is filled while it is built, and read-only or another user's when it runs."""
+    code = SMALL.format(tiles=0) + "from numba_ctconv.cpu import compilation; print(compilation.cache_folder())"
+    printed(run(code, tmp_path))
+    refuse = "import tempfile\ndef refuse(**_): raise PermissionError\ntempfile.TemporaryFile = refuse\n"
+    locators = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    # the code that is there serves, so nothing is compiled in memory, and nothing has to be said
+    assert printed(run(refuse + code, tmp_path, **locators)).split() == ["0", "None"]
 
 
 @pytest.mark.parametrize("rows_", [1, 7, 512])

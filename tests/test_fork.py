@@ -16,7 +16,6 @@ from numba.core import event
 import numba_ctconv as nc
 from numba_ctconv.cpu import compilation, grad_weight, target
 signal.alarm(300)  # a child that waits for ever fails
-numba.set_num_threads(2)
 rng = np.random.default_rng(0)
 x, w = rng.standard_normal((2, 8, 300)), rng.standard_normal((8, 8, 4))
 def results():

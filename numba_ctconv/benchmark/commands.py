@@ -22,13 +22,14 @@ from ..warmup import DTYPES, PASSES, Sizes, run
 from . import machine, measure, peers, report, results, verification
 from .contestants import Contestant
 from .device import Device, Gpu, find_gpu, threads
-from .ours import STYLES, Ours
+from .ours import STYLES, Ours, Style
 from .progress import Progress
 from .selection import Job, matching, select
 from .workloads import layer_problems
 
 QUICK_LIMIT, LIMIT = 0.1, 4.0  # GFLOP
 QUICK_BLOCKS, BLOCKS = 5, 9
+QUICK_STYLES: tuple[Style, ...] = ("function", "layer")
 QUICK_PAUSE = 0.05  # seconds
 NO_PEER = "none"
 
@@ -129,7 +130,7 @@ def _contestants(
         Ours(algorithm, options.device, style, count)
         for count in counts
         for algorithm in dict.fromkeys(options.algorithm or ["auto"])
-        for style in dict.fromkeys(options.style or STYLES)
+        for style in dict.fromkeys(options.style or (QUICK_STYLES if options.quick else STYLES))
     ]
     wanted = [peer for peer in options.peer or peers.PEERS if peer != NO_PEER and peers.installed(peer)]
     if wanted:

@@ -48,9 +48,7 @@ compiling = threading.RLock()
 _workqueue = threading.Lock()
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(
-        before=compiling.acquire, after_in_parent=compiling.release, after_in_child=compiling.release
-    )
+    os.register_at_fork(before=compiling.acquire, after_in_parent=compiling.release, after_in_child=compiling.release)
 
 
 def helper(function: Callable[..., Any]) -> Any:
@@ -165,8 +163,6 @@ class DiskCache:
     def __init__(self, name: str, file: str) -> None:
         self._name = name
         self._file = file
-        if cache_folder() is None:
-            _say_that_nothing_is_kept("no folder for it can be written")
 
     @property
     def cache_path(self) -> str | None:
@@ -184,6 +180,8 @@ class DiskCache:
                     return CompileResult._rebuild(target_context, *pickle.loads(payload))  # noqa: S301, SLF001  # as Numba does
                 except Exception:  # noqa: BLE001, S112  # whatever is wrong with it, compiling anew is right
                     continue
+        if cache_folder() is None:  # said before the work, which a warning turned into an error would discard
+            _say_that_nothing_is_kept("no folder for compiled code can be written")
         return None
 
     def save_overload(self, signature: Any, compiled: Any) -> None:

@@ -1,7 +1,7 @@
 """What the CPU engine knows of the machine: threads, vectors, and how much a task works on.
 
-Asked by the engine (cpu/__init__), layout and compilation. A tile decides which worker computes an element and how often
-data is read again, never the order in which it is summed.
+Asked by the engine (cpu/__init__), layout and compilation. A tile decides which worker computes an element and how
+often data is read again, never the order in which it is summed.
 """
 
 import functools
