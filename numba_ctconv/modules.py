@@ -73,7 +73,7 @@ class ConvTranspose1d:
         device: str = "cpu",
         dtype: Any = np.float32,
         algorithm: str = "auto",
-        rng: np.random.Generator | None = None,
+        rng: "np.random.Generator | None" = None,  # quoted: NumPy loads numpy.random only when it is asked for
     ) -> None:
         p = checks.parameters(stride, padding, output_padding, groups, dilation)
         checks.padding_mode(padding_mode)

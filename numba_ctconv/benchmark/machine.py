@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from .. import __version__
+from ..cpu.compilation import cache_folder
 from ..functional import conv_transpose1d
 from .device import Gpu, find_gpu
 
@@ -137,15 +138,3 @@ def threading_layer() -> str:
         return str(numba.threading_layer())
     except ValueError:
         return "not started"
-
-
-def cache_folder() -> str | None:
-    """Where the compiled kernels are kept; None where there is no such folder."""
-    from ..cpu import forward  # noqa: PLC0415  # an engine's file, needed for this fact alone
-
-    run_a_kernel()
-    for compiled in forward.gather.compiled.values():
-        path = compiled.stats.cache_path
-        if path:
-            return str(path)
-    return None

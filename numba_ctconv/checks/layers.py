@@ -43,7 +43,7 @@ def layer_dtype(value: object) -> np.dtype[Any]:
     return dtype
 
 
-def generator(value: object) -> np.random.Generator:
+def generator(value: object) -> "np.random.Generator":  # quoted: NumPy loads numpy.random when it is asked for
     """The source of initial weights; None takes a fresh one."""
     if value is None:
         return np.random.default_rng()
