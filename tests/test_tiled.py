@@ -182,3 +182,16 @@ def test_what_is_kept_serves_only_the_parameters_it_was_packed_for():
     layer(x)
     layer.stride = 3
     np.testing.assert_array_equal(layer(x), nc.conv_transpose1d(x, layer.weight, layer.bias, stride=3, padding=1))
+
+
+@pytest.mark.parametrize("row_channels", [8, 512, 700, 900, 2048])
+@pytest.mark.parametrize("kernel_size", [4, 25])
+def test_workers_do_not_choose_the_algorithm_of_grad_weight(row_channels, kernel_size):
+    """A layer too large for the tiled product is so for any number of threads: they must not change its bits."""
+    own = layout.weight_layout(plan(kernel_size, 1, 1), row_channels, 4)
+    sizes = [layout.weight_sizes(own, 1, 2, 500, row_channels, 256, n, 1, 0, 4) for n in (1, 2, 3, 4, 8, 64)]
+    assert len({found is None for found in sizes}) == 1
+    for found in sizes:
+        if found is not None:
+            rows = -(-row_channels // own.rows) * own.rows * len(own.shifts)
+            assert max(rows, found.slab_rows) * found.pitch * 4 <= layout.LARGEST_SLAB_BYTES

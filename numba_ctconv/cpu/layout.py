@@ -231,12 +231,15 @@ def weight_sizes(layout: WeightLayout, groups: int, batch: int, length: int, row
     most = min(SLAB_BYTES // itemsize // slab_rows, SUMS_BYTES // itemsize // sum_rows)
     planes = len(layout.planes)
     full = layout.vectors * layout.lanes
-    blocks = -(-columns // (full * max(1, most // full)))
+    most = min(columns, full * max(1, most // full))
+    # held against the widest block that any number of workers gets, so that workers do not choose the algorithm
+    widest = -(-most // planes) * planes + layout.lanes
+    if max(slab_rows, sum_rows) * widest * itemsize > LARGEST_SLAB_BYTES:
+        return None
+    blocks = -(-columns // most)
     blocks = -(-blocks // workers) * workers if columns >= workers * full else blocks
     width = -(-columns // blocks // planes) * planes  # whole channels
     pitch = -(-width // layout.lanes) * layout.lanes
-    if max(slab_rows, sum_rows) * pitch * itemsize > LARGEST_SLAB_BYTES:
-        return None
     blocks = -(-columns // width)
     row_tiles = -(-row_channels // layout.rows)
     parts = 1 if groups * blocks >= workers else min(row_tiles, -(-workers // (groups * blocks)))
