@@ -138,7 +138,7 @@ def test_a_tile_is_the_product_of_shifted_rows(rows, terms):
     offsets = rng.integers(0, 600 - 2 * lanes, terms)
     start = rng.integers(-4, 5, rows).astype(np.float32)
     columns = 2 * lanes
-    expected = start[:, None] + panel.T @ slab[offsets[:, None] + np.arange(columns)]
+    expected = -start[:, None] + panel.T @ slab[offsets[:, None] + np.arange(columns)]
     for adds in (0, 1):
         sums, out = np.full(rows * columns, np.nan, np.float32), np.ones((rows, columns), np.float32)
         address = microkernels.tiles(size, lanes, rows, 2, 1, adds)[1]
@@ -195,3 +195,23 @@ def test_workers_do_not_choose_the_algorithm_of_grad_weight(row_channels, kernel
         if found is not None:
             rows = -(-row_channels // own.rows) * own.rows * len(own.shifts)
             assert max(rows, found.slab_rows) * found.pitch * 4 <= layout.LARGEST_SLAB_BYTES
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parameters", [{"stride": 8, "padding": 4, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
+def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(monkeypatch, dtype, parameters):
+    rng = np.random.default_rng(1)
+    x, w = rng.standard_normal((2, 6, 901)).astype(dtype), rng.standard_normal((6, 3, 16)).astype(dtype)
+    read = []
+
+    def counted(*arguments, decide=layout.reads_in_place):
+        read.append(decide(*arguments))
+        return read[-1]
+
+    monkeypatch.setattr(layout, "reads_in_place", counted)
+    monkeypatch.setattr(layout, "IN_PLACE_BYTES", 1)  # narrow blocks, of which most touch no end of an item
+    in_place = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
+    monkeypatch.setattr(layout, "MOST_IN_PLACE", 0)
+    packed = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
+    assert read == [True, False]
+    np.testing.assert_array_equal(in_place, packed)

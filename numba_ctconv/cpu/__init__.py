@@ -218,15 +218,16 @@ def _product(
     """Run the tiled product of forward or grad_input, one family of phases after the other."""
     for own, values in packed.panels:
         sizes = layout.sizes_of(
-            own, groups, source.shape[0], output.shape[1] // groups, workers, crop_in, crop_out, q_first, positions
+            own, groups, source, output.shape[1] // groups, workers, crop_in, crop_out, q_first, positions
         )
         tiles = microkernels.tiles(output.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases)
         slabs = np.empty((workers, own.slab_rows * own.pitch), output.dtype)
         scratch = np.empty((workers, 2 * own.rows * own.vectors * own.lanes + own.rows), output.dtype)
+        in_place = np.empty(own.offsets.size * sizes.in_place, np.int64)
         lay_out = moves.moves.lay_out(output.itemsize, own.tile_phases)
         tiled.product(
             source, bias, values, own.offsets, own.planes, own.phases, tiles, lay_out, sizes, workers, slabs, scratch,
-            output,
+            in_place, output,
         )  # fmt: skip
 
 

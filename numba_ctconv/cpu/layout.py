@@ -5,6 +5,7 @@ Called by the engine.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,10 @@ MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
 STRETCH = 256  # terms of time that a tile of grad_weight sums up
 SUMS_BYTES = 2 * 1024 * 1024  # sums of grad_weight that wait while time passes
+MOST_IN_PLACE = 64  # times that a sample is loaded, below which copying it first would show
+IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
+CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
+CACHE_WAYS = 8
 WIDEST_SLAB = 48  # vectors; a wider one spreads each row over more pages than the TLB covers
 
 
@@ -41,6 +46,7 @@ class Sizes(NamedTuple):
     tail: int
     q_first: int
     positions: int  # of an item
+    in_place: int  # whether blocks inside an item are read where they are
 
 
 class WeightSizes(NamedTuple):
@@ -188,20 +194,40 @@ def tile_vectors(rows: int) -> int:
     return max(1, min((target.vector_registers() - 1) // (rows + 1), MOST_VECTORS))
 
 
-def sizes_of(layout: Layout, groups: int, batch: int, row_channels: int, workers: int, crop_in: int, crop_out: int,
+def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, workers: int, crop_in: int, crop_out: int,
              q_first: int, positions: int) -> Sizes:  # fmt: skip
     """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers."""
     full = layout.vectors * layout.lanes
+    batch = source.shape[0]
+    in_place = reads_in_place(layout, row_channels, source)
     columns = batch * (layout.lead + positions + layout.tail) - layout.lead - layout.tail
-    blocks = max(1, -(-columns // layout.width))
-    width = min(layout.width, -(-columns // blocks // full) * full)
+    widest = layout.width
+    if in_place:
+        widest = min(widest, full * max(1, IN_PLACE_BYTES // source.itemsize // layout.slab_rows // full))
+    blocks = max(1, -(-columns // widest))
+    width = min(widest, -(-columns // blocks // full) * full)
     blocks = -(-columns // width)
     parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
     return Sizes(
         lanes=layout.lanes, rows=layout.rows, tile_phases=layout.tile_phases, block=BLOCK, groups=groups, parts=parts,
         pitch=layout.pitch, width=width, step_in=layout.step_in, crop_in=crop_in, step_out=layout.step_out,
         crop_out=crop_out, lead=layout.lead, tail=layout.tail, q_first=q_first, positions=positions,
+        in_place=int(in_place),
     )  # fmt: skip
+
+
+def reads_in_place(layout: Layout, row_channels: int, source: Any) -> bool:
+    """Whether the rows of the source serve as they are.
+
+    They have to be contiguous, met too seldom to be worth copying, and at no distance at which they take each other's
+    place in the second-level cache.
+    """
+    _, pitch, step = source.strides
+    if layout.step_in != 1 or step != source.itemsize or pitch % step != 0 or pitch <= 0:
+        return False
+    if layout.row_tiles(row_channels) * layout.taps > MOST_IN_PLACE:
+        return False
+    return layout.slab_rows * math.gcd(pitch, CACHE_PERIOD) <= CACHE_WAYS * CACHE_PERIOD
 
 
 @functools.lru_cache(maxsize=64)

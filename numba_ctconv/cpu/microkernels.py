@@ -2,9 +2,9 @@
 
 A tile computes rows × (vectors · lanes) outputs of a product with shifted rows,
 
-    sum[m, c] = start[m] + Σ_r panel[r, m] · slab[offset[r] + c],
+    sum[m, c] = -start[m] + Σ_r panel[r, m] · slab[offset[r] + c],
 
-with the partial sums of a block of terms in registers, and adds the blocks up in order in memory that stays in the
+with the partial sums of a block of terms in registers, and adds the blocks up in order, in memory that stays in the
 first-level cache. So an element is summed in one order that neither the width of a vector nor the place of the tile
 changes: lanes run over c, terms over r.
 
@@ -70,23 +70,78 @@ class Emitter:
 
     def tile(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):
         builder, shape = self.builder, self.shape
-        grid = [(m, v) for m in range(shape.rows) for v in range(shape.vectors)]
-        for m in range(shape.rows):
-            value = self.broadcast(self.element_at(start, I64(m)))
-            for v in range(shape.vectors):
-                self.store(value, self.sum_at(sums, m, v))
-        with builder.if_then(builder.icmp_signed(">", terms, I64(0))), self.loop(terms, block) as (first, end):
-            total = self.block(panel, slab, offsets, first, end)
-            for m, v in grid:
-                place = self.sum_at(sums, m, v)
-                self.store(builder.fadd(self.load(place), total[m][v]), place)
         for channel in range(shape.rows // shape.phases):
-            own = range(channel * shape.phases, (channel + 1) * shape.phases)
-            streams = [[self.load(self.sum_at(sums, m, v)) for v in range(shape.vectors)] for m in own]
+            at = builder.mul(channel_stride, I64(channel))
+            for k in range(shape.phases * shape.vectors + 1):
+                self.prefetch(self.element_at(out, builder.add(at, I64(k * shape.lanes))), write=True)
+        total = self.total(panel, slab, offsets, terms, block, start, sums)
+        for channel in range(shape.rows // shape.phases):
+            streams = total[channel * shape.phases : (channel + 1) * shape.phases]
             at = builder.mul(channel_stride, I64(channel))
             for k, value in enumerate(self.interleaved(streams)):
                 place = self.element_at(out, builder.add(at, I64(k * shape.lanes)))
                 self.store(builder.fadd(self.load(place), value) if shape.adds else value, place)
+
+    def total(self, panel, slab, offsets, terms, block, start, sums):
+        """What a tile starts from and the partial sums of its blocks, added up in order.
+
+        It waits in memory while a block is summed up, but neither before the first nor after the last.
+        """
+        builder, shape = self.builder, self.shape
+        names = ("head", "first", "later", "next", "wait", "none", "done")
+        head, first, later, following, wait, none, done = (builder.append_basic_block(f"total.{n}") for n in names)
+        before = builder.block
+        some = builder.icmp_signed(">", terms, I64(0))
+        builder.cbranch(some, head, none)
+
+        builder.position_at_end(head)
+        begin = builder.phi(I64)
+        begin.add_incoming(I64(0), before)
+        after = builder.add(begin, block)
+        end = builder.select(builder.icmp_signed("<", after, terms), after, terms)
+        partial = self.block(panel, slab, offsets, begin, end)
+        builder.cbranch(builder.icmp_signed("==", begin, I64(0)), first, later)
+
+        def at_end_of(where, sum_of):
+            builder.position_at_end(where)
+            values = [[sum_of(m, v) for v in range(shape.vectors)] for m in range(shape.rows)]
+            builder.branch(following)
+            return values
+
+        # a difference here, a sum there: LLVM would merge two sums, and what they add would pass through the stack
+        at_first = at_end_of(first, lambda m, v: builder.fsub(partial[m][v], self.broadcast_at(start, m)))
+        at_later = at_end_of(later, lambda m, v: builder.fadd(partial[m][v], self.load(self.sum_at(sums, m, v))))
+        builder.position_at_end(following)
+        total = self.merged((first, at_first), (later, at_later))
+        builder.cbranch(builder.icmp_signed("<", end, terms), wait, done)
+
+        builder.position_at_end(wait)
+        for m in range(shape.rows):
+            for v in range(shape.vectors):
+                self.store(total[m][v], self.sum_at(sums, m, v))
+        begin.add_incoming(end, builder.block)
+        builder.branch(head)
+
+        builder.position_at_end(none)
+        nothing = [[builder.fneg(self.broadcast_at(start, m))] * shape.vectors for m in range(shape.rows)]
+        builder.branch(done)
+        builder.position_at_end(done)
+        return self.merged((following, total), (none, nothing))
+
+    def barrier(self):
+        """An empty convergent call, which LLVM neither duplicates nor merges with another."""
+        nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "", side_effect=True)
+        self.builder.call(nothing, [], attrs=("convergent",))
+
+    def merged(self, *ways):
+        """The vectors of a tile where ways meet that bring them: (block, vectors) each."""
+        builder, shape = self.builder, self.shape
+        values = [[builder.phi(self.vector) for _ in range(shape.vectors)] for _ in range(shape.rows)]
+        for where, brought in ways:
+            for m in range(shape.rows):
+                for v in range(shape.vectors):
+                    values[m][v].add_incoming(brought[m][v], where)
+        return values
 
     def block(self, panel, slab, offsets, first, end):
         """The partial sums of the terms in [first, end), in registers."""
@@ -105,14 +160,16 @@ class Emitter:
                 value.add_incoming(zero, before)
         offset = builder.load(builder.inttoptr(builder.add(offsets, builder.mul(r, I64(8))), I64.as_pointer()))
         x = [self.load(self.element_at(slab, builder.add(offset, I64(v * shape.lanes)))) for v in range(shape.vectors)]
+        # what the next tile will load: a row that is read in place is new to the caches at its first tile
+        for v in range(shape.vectors):
+            ahead = builder.add(offset, I64((shape.vectors + v) * shape.lanes))
+            self.prefetch(self.element_at(slab, ahead), write=False)
         weights = self.element_at(panel, builder.mul(r, I64(shape.rows)))
         total = []
         for m in range(shape.rows):
-            w = self.broadcast(self.element_at(weights, I64(m)))
+            w = self.broadcast_at(weights, m)
             total.append([builder.call(self.fma, [w, x[v], sums[m][v]]) for v in range(shape.vectors)])
-        # an empty convergent call keeps LLVM from unrolling the loop, which would spill registers
-        nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "", side_effect=True)
-        builder.call(nothing, [], attrs=("convergent",))
+        self.barrier()  # else LLVM unrolls the loop, which would spill registers
         following = builder.add(r, I64(1))
         r.add_incoming(following, builder.block)
         for m in range(shape.rows):
@@ -121,10 +178,6 @@ class Emitter:
         builder.cbranch(builder.icmp_signed("<", following, end), loop, done)
         builder.position_at_end(done)
         return total
-
-    def loop(self, count, step):
-        """A loop over [0, count) in steps of `step`: a context that yields the ends of each."""
-        return _Loop(self.builder, count, step)
 
     def interleaved(self, streams):
         """[[a0, ..], [b0, ..]] to [a0, b0, a1, b1, ..], by two-source permutes.
@@ -160,42 +213,26 @@ class Emitter:
     def element_at(self, address, index):
         return self.builder.add(address, self.builder.mul(index, I64(self.size)))
 
+    def prefetch(self, address, *, write):
+        """Ask for the cache line at an address, which need not exist, to be read or written."""
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        self.builder.call(function, [self.builder.inttoptr(address, byte), I32(int(write)), I32(3), I32(1)])
+
     def load(self, address):
         return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
 
     def store(self, value, address):
         self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
 
-    def broadcast(self, address):
-        scalar = self.builder.load(self.builder.inttoptr(address, self.element.as_pointer()), align=self.size)
+    def broadcast_at(self, address, m):
+        """Element m of an array in all lanes."""
+        place = self.builder.inttoptr(self.element_at(address, I64(m)), self.element.as_pointer())
+        scalar = self.builder.load(place, align=self.size)
         undefined = ir.Constant(self.vector, ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, I32(0))
         return self.permuted(first, undefined, [0] * self.shape.lanes)
-
-
-class _Loop:
-    """A counted loop in LLVM code, as a context."""
-
-    def __init__(self, builder: Any, count: Any, step: Any) -> None:
-        self.builder, self.count, self.step = builder, count, step
-
-    def __enter__(self) -> tuple[Any, Any]:
-        builder = self.builder
-        before = builder.block
-        self.head, self.done = builder.append_basic_block("blocks"), builder.append_basic_block("blocks.done")
-        builder.branch(self.head)
-        builder.position_at_end(self.head)
-        self.first = builder.phi(I64)
-        self.first.add_incoming(I64(0), before)
-        following = builder.add(self.first, self.step)
-        self.end = builder.select(builder.icmp_signed("<", following, self.count), following, self.count)
-        return self.first, self.end
-
-    def __exit__(self, *_: object) -> None:
-        builder = self.builder
-        self.first.add_incoming(self.end, builder.block)
-        builder.cbranch(builder.icmp_signed("<", self.end, self.count), self.head, self.done)
-        builder.position_at_end(self.done)
 
 
 class CompiledTiles:

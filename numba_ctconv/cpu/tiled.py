@@ -25,11 +25,14 @@ from .layout import Sizes
 from .rows import count_below, first_not_below, nothing_of
 
 
-@kernel("r3 r1 c1 n1 n1 n1 n1 i s i c2 c2 w3", Sizes)
-def product(source, bias, panels, offsets, planes, phases, tiles, lay_out, sizes, workers, slabs, scratch, output):
+@kernel("r3 r1 c1 n1 n1 n1 n1 i s i c2 c2 o1 w3", Sizes)
+def product(
+    source, bias, panels, offsets, planes, phases, tiles, lay_out, sizes, workers, slabs, scratch, in_place, output
+):  # fmt: skip
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
-    Scratch: slabs (workers, rows of a slab · pitch), scratch (workers, sums, staging and starts of a tile); `tiles` are
+    Scratch: slabs (workers, rows of a slab · pitch), scratch (workers, sums, staging and starts of a tile),
+    in_place (offsets into rows that are read where they are); `tiles` are
     the addresses of the compiled tiles of 1, 2, .. vectors, `lay_out` that of a move, or 0; `sizes` is a layout.Sizes.
     """
     lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
@@ -41,6 +44,8 @@ def product(source, bias, panels, offsets, planes, phases, tiles, lay_out, sizes
     row_tiles = -(-group_rows // tile_channels) * phase_tiles
     size = panels.itemsize
     tasks = groups * blocks * parts
+    for r in range(in_place.size):
+        in_place[r] = offsets[r] // sizes.pitch * (source.strides[1] // size) + offsets[r] % sizes.pitch - sizes.lead
     for worker in prange(workers):
         packed = -1
         slab = slabs[worker]
@@ -51,7 +56,11 @@ def product(source, bias, panels, offsets, planes, phases, tiles, lay_out, sizes
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, column = task // parts // blocks, sizes.lead + task // parts % blocks * sizes.width
             columns = min(sizes.width, column_end - column)
-            if task // parts != packed:
+            block_at, block_offsets = address_of(slab), address_of(offsets)
+            source_at = direct_source(source, sizes, group, column, columns)
+            if source_at != 0:
+                block_at, block_offsets = source_at, address_of(in_place)
+            elif task // parts != packed:
                 pack_slab(source, planes, sizes, group, column, columns, slab)
                 packed = task // parts
             part = task % parts
@@ -62,7 +71,7 @@ def product(source, bias, panels, offsets, planes, phases, tiles, lay_out, sizes
                 channel += group * group_rows
                 for m in range(rows):
                     c = m // tile_phases
-                    start[m] = bias[channel + c] if c < channels and bias.size > 0 else 0
+                    start[m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
                 panel_at = address_of(panels) + (group * row_tiles + row_tile) * offsets.size * rows * size
                 done = 0
                 while done < columns:
@@ -70,7 +79,7 @@ def product(source, bias, panels, offsets, planes, phases, tiles, lay_out, sizes
                     span = vectors * lanes
                     target = direct_target(sizes, phases, column + done, span, channel, channels, output)
                     call_tile(
-                        tiles[vectors - 1], panel_at, address_of(slab) + done * size, address_of(offsets), offsets.size,
+                        tiles[vectors - 1], panel_at, block_at + done * size, block_offsets, offsets.size,
                         sizes.block, address_of(start), sums_at, target if target != 0 else address_of(staging),
                         output.strides[1] // size if target != 0 else span * tile_phases,
                     )  # fmt: skip
@@ -80,6 +89,21 @@ def product(source, bias, panels, offsets, planes, phases, tiles, lay_out, sizes
                             staging, sizes, phases, lay_out, column + done, kept, span, channel, channels, phase, output
                         )  # fmt: skip
                     done += span
+
+
+@helper
+def direct_source(source, sizes, group, column, columns):
+    """The address of a block's first sample where all that its tiles load lies inside an item; else 0."""
+    if sizes.in_place == 0:
+        return 0
+    item_columns = sizes.lead + sizes.positions + sizes.tail
+    item = column // item_columns
+    first = sizes.q_first + column - item * item_columns - sizes.lead - sizes.crop_in
+    end = first + -(-columns // sizes.lanes) * sizes.lanes
+    if first - sizes.lead < 0 or end + sizes.tail > source.shape[2]:
+        return 0
+    channel = group * (source.shape[1] // sizes.groups)
+    return address_of(source) + item * source.strides[0] + channel * source.strides[1] + first * source.itemsize
 
 
 @helper
