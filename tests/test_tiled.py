@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import layer_problems
-from numba_ctconv.cpu import layout, microkernels, moves, target
+from numba_ctconv.cpu import depthwise_rows, layout, microkernels, moves, target
 from numba_ctconv.geometry import plan
 
 
@@ -215,3 +215,54 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(monke
     packed = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
     assert read == [True, False]
     np.testing.assert_array_equal(in_place, packed)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("kernel_size", "parameters", "length"),
+    [
+        (12, {"stride": 2, "padding": (15, 15)}, 300),
+        (3, {"stride": 2, "padding": 1, "output_padding": 1}, 90),
+        (15, {"stride": 4, "padding": (-35, 9)}, 140),
+        (5, {"dilation": 7, "padding": 3}, 200),
+        (7, {"stride": 3, "dilation": 2}, 100),
+        (32, {"stride": 12, "padding": 40}, 67),
+        (2, {"stride": 5}, 1),
+    ],
+)
+def test_depthwise_rows_give_the_bits_of_tiles(monkeypatch, dtype, kernel_size, parameters, length):
+    """Two implementations of one order: rows in place, with C functions of their own, and packed tiles."""
+    rng = np.random.default_rng(2)
+    x, w = rng.standard_normal((2, 5, length)).astype(dtype), rng.standard_normal((5, 1, kernel_size)).astype(dtype)
+    bias = rng.standard_normal(5).astype(dtype)
+
+    def results():
+        y = nc.conv_transpose1d(x, w, bias, algorithm="tiled", groups=5, **parameters)
+        backward = {name: value for name, value in parameters.items() if name != "output_padding"}
+        dx = nc.conv_transpose1d_backward(np.cos(y), x, w, algorithm="tiled", groups=5, needs=("input",), **backward)
+        return y, dx.input
+
+    in_rows = results()
+    monkeypatch.setattr(depthwise_rows, "fits", lambda _: False)
+    for rows, tiles in zip(in_rows, results(), strict=True):
+        np.testing.assert_array_equal(rows, tiles)
+
+
+@pytest.mark.parametrize("operand", ["input", "grad_output", "weight"])
+def test_depthwise_infinities_reach_what_the_definition_lets_them_reach(operand):
+    rng = np.random.default_rng(3)
+    arrays = {
+        "grad_output": rng.integers(-4, 5, (2, 3, 201)).astype(np.float32),
+        "input": rng.integers(-4, 5, (2, 3, 100)).astype(np.float32),
+        "weight": rng.integers(-4, 5, (3, 1, 5)).astype(np.float32),
+    }
+    for place in [0, -1, arrays[operand].size // 2, arrays[operand].size // 3]:
+        given = {name: array.copy() for name, array in arrays.items()}
+        given[operand].flat[place] = np.inf
+        parameters = {"stride": 2, "padding": 1, "groups": 3}
+        y = nc.conv_transpose1d(given["input"], given["weight"], **parameters)
+        np.testing.assert_array_equal(y, reference.conv_transpose1d(given["input"], given["weight"], **parameters))
+        gradients = nc.conv_transpose1d_backward(*given.values(), **parameters)
+        expected = reference.conv_transpose1d_backward(*given.values(), **parameters)
+        for own, defined in zip(gradients, expected, strict=True):
+            np.testing.assert_array_equal(own, defined)

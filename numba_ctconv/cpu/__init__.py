@@ -1,9 +1,9 @@
 """The CPU engine: NumPy arrays in, NumPy arrays out. Chooses the algorithm, allocates, calls the kernels.
 
-"tiled" is the fast path. Where a layer has no tiled layout (its taps reach too far for a slab), and where a weight or
-an input is not finite (so that a product with an absent sample's zero would not vanish), its call is done by "gather".
-"auto" is "tiled" where a tile has enough to sum up, else "gather"; that is decided by the layer alone, so a layer's
-bits depend neither on the batch nor on the length.
+"tiled" is the fast path, and what "auto" takes: register tiles, and rows in place where the layer is depthwise. Where a
+layer has no tiled layout (its taps reach too far for a slab), and where a weight or an input is not finite (so that a
+product with an absent sample's zero would not vanish), its call is done by "gather". All that is decided by the layer
+and its weight alone, so an output's bits depend neither on the batch nor on the length.
 """
 
 from collections.abc import Callable
@@ -14,14 +14,14 @@ import numpy as np
 from .. import checks
 from ..checks import Algorithm
 from ..geometry import Geometry, Plan
+from . import depthwise, depthwise_rows, layout, microkernels, moves, panels, tiled, tiled_weight
 from . import forward as forward_kernels
 from . import grad_input as grad_input_kernels
 from . import grad_weight as grad_weight_kernels
-from . import layout, microkernels, moves, panels, target, tiled, tiled_weight
+from . import target as machine
 from .panels import Packed
 
 Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
-FEWEST_TERMS = 8  # that a tile sums up where "auto" takes it: below, it moves more than it multiplies
 OVERLAP_WORK = 10_000  # candidate solutions that NumPy tries before a pair of strided arrays counts as sharing memory
 
 
@@ -80,25 +80,31 @@ class CpuEngine:
             return
         if bias is None:
             bias = np.empty(0, output.dtype)
-        plan, crop, workers = geometry.plan, geometry.crops.left, target.threads()
+        plan, crop, workers = geometry.plan, geometry.crops.left, machine.threads()
         batch, out_channels, length = output.shape
         if algorithm == "scatter":
             forward_kernels.scatter(
                 input, weight, bias, plan.stride, plan.dilation, groups, crop, workers,
-                target.stretches(workers, batch * out_channels, length), output,
+                machine.stretches(workers, batch * out_channels, length), output,
             )  # fmt: skip
             return
         positions = (crop + length - 1) // plan.stride - crop // plan.stride + 1
-        terms = input.shape[1] // groups * -(-plan.kernel_size // plan.tap_step)
-        if algorithm == "tiled" or (algorithm == "auto" and terms >= FEWEST_TERMS):
+        if weight.shape[0] == groups and algorithm != "gather" and depthwise_rows.fits(plan):
+            own = _kept(kept, ("rows", plan, groups), lambda: panels.of_rows(weight))
+            if own.finite:
+                steps = (1, plan.shift(plan.kernel_size - 1), 0, 0, plan.stride, crop)
+                first = crop // plan.stride
+                _rows("forward", input, own.values, bias, plan, workers, steps, first, positions, output)
+                return
+        elif algorithm != "gather":
             packed = _kept(kept, ("forward", plan, groups), lambda: panels.of_forward(weight, plan, groups))
             if packed is not None and packed.finite:
                 _product(input, bias, packed, groups, workers, 0, crop, crop // plan.stride, positions, output)
                 return
-        tile = target.tile(weight.shape[1], plan.stride, positions, output.itemsize)
+        tile = machine.tile(weight.shape[1], plan.stride, positions, output.itemsize)
         span = min(tile.stretch + plan.shift(plan.kernel_size - 1), geometry.input_length)
         sums = np.empty((workers, *tile), output.dtype)
-        slab = np.empty((workers, target.CHANNELS_TOGETHER, span), output.dtype)
+        slab = np.empty((workers, machine.CHANNELS_TOGETHER, span), output.dtype)
         forward_kernels.gather(
             input, weight, bias, plan.stride, plan.dilation, plan.phase_step, plan.inverse, groups, crop, workers, sums,
             slab, output,
@@ -118,24 +124,30 @@ class CpuEngine:
         """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight."""
         if grad_input.size == 0:
             return
-        plan, crop, workers = geometry.plan, geometry.crops.left, target.threads()
+        plan, crop, workers = geometry.plan, geometry.crops.left, machine.threads()
         batch, in_channels, length = grad_input.shape
         if algorithm == "scatter":
             grad_input_kernels.scatter(
                 grad_output, weight, plan.stride, plan.dilation, plan.phase_step, plan.inverse, groups, crop, workers,
-                target.stretches(workers, batch * in_channels, length), grad_input,
+                machine.stretches(workers, batch * in_channels, length), grad_input,
             )  # fmt: skip
             return
-        terms = weight.shape[1] * plan.kernel_size
-        if algorithm == "tiled" or (algorithm == "auto" and terms >= FEWEST_TERMS):
+        if _is_depthwise(weight, groups) and algorithm != "gather" and depthwise_rows.fits(plan):
+            own = _kept(kept, ("rows", plan, groups), lambda: panels.of_rows(weight))
+            if own.finite:
+                steps = (plan.stride, 0, plan.shift(plan.kernel_size - 1), crop, 1, 0)
+                nothing = np.empty(0, grad_input.dtype)
+                _rows("grad_input", grad_output, own.values, nothing, plan, workers, steps, 0, length, grad_input)
+                return
+        elif algorithm != "gather":
             packed = _kept(kept, ("grad_input", plan, groups), lambda: panels.of_grad_input(weight, plan, groups))
             if packed is not None and packed.finite:
                 nothing = np.empty(0, grad_input.dtype)
                 _product(grad_output, nothing, packed, groups, workers, crop, 0, 0, length, grad_input)
                 return
-        rows, _, stretch = target.tile(in_channels // groups, 1, length, grad_input.itemsize)
+        rows, _, stretch = machine.tile(in_channels // groups, 1, length, grad_input.itemsize)
         sums = np.empty((workers, rows, stretch), grad_input.dtype)
-        slab = np.empty((workers, target.CHANNELS_TOGETHER, stretch), grad_input.dtype)
+        slab = np.empty((workers, machine.CHANNELS_TOGETHER, stretch), grad_input.dtype)
         grad_input_kernels.gather(
             grad_output, weight, plan.stride, plan.dilation, groups, crop, workers, sums, slab, grad_input
         )
@@ -151,18 +163,21 @@ class CpuEngine:
         grad_weight: Any,
     ) -> None:
         """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
-        plan, crop, workers = geometry.plan, geometry.crops.left, target.threads()
+        plan, crop, workers = geometry.plan, geometry.crops.left, machine.threads()
         if algorithm == "scatter":
             grad_weight_kernels.scatter(
                 grad_output, input, plan.stride, plan.dilation, groups, crop, workers, grad_weight
             )  # fmt: skip
             return
-        if algorithm == "tiled" or (algorithm == "auto" and grad_weight.shape[1] * plan.kernel_size >= FEWEST_TERMS):
+        if _is_depthwise(grad_weight, groups) and algorithm != "gather" and depthwise_rows.fits(plan):
+            if _weight_rows(grad_output, input, plan, crop, workers, grad_weight):
+                return
+        elif algorithm != "gather":
             done = _weight_product(grad_output, input, geometry, groups, workers, grad_weight)
             if done:
                 return
         # the places of the partial sums must not follow the threads: only the length of the input cuts a stretch short
-        rows, _, stretch = target.tile(grad_weight.shape[0] // groups, 1, geometry.input_length, grad_weight.itemsize)
+        rows, _, stretch = machine.tile(grad_weight.shape[0] // groups, 1, geometry.input_length, grad_weight.itemsize)
         slab = np.empty((workers, rows, stretch), grad_weight.dtype)
         tap = np.empty((workers, stretch), grad_weight.dtype)
         grad_weight_kernels.gather(
@@ -171,8 +186,8 @@ class CpuEngine:
 
     def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: None, grad_bias: Any) -> None:
         """Overwrite grad_bias (C_out) from grad_output; one kernel serves all algorithms."""
-        workers = target.threads()
-        slab = np.empty((workers, target.LONGEST_STRETCH), grad_bias.dtype)
+        workers = machine.threads()
+        slab = np.empty((workers, machine.LONGEST_STRETCH), grad_bias.dtype)
         grad_weight_kernels.sum_channels(grad_output, workers, slab, grad_bias)
 
     # A layer's parameters live in host memory already; CUDA's are moved.
@@ -193,14 +208,45 @@ class CpuEngine:
 ENGINE = CpuEngine()
 
 
-def _kept(kept: Kept | None, key: tuple[str, Plan, int], pack: Callable[[], Packed | None]) -> Packed | None:
+def _is_depthwise(weight: Any, groups: int) -> bool:
+    return bool(weight.shape[0] == groups and weight.shape[1] == 1)
+
+
+def _kept(kept: Kept | None, key: tuple[str, Plan, int], pack: Callable[[], Any]) -> Any:
     """The packed weight of an operation, a plan and groups: the layer's, packed at its first use, or the call's."""
     if kept is None:
         return pack()
     if key not in kept:
         kept[key] = pack()
-    packed: Packed | None = kept[key]
-    return packed
+    return kept[key]
+
+
+def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan, workers: int,
+          steps: tuple[int, int, int, int, int, int], position: int, positions: int, target: Any) -> None:  # fmt: skip
+    """Run a depthwise layer's forward or grad_input; `steps` are step_in, lead, tail, crop_in, step_out, crop_out."""
+    row = depthwise_rows.rows(operation, plan, target.itemsize)
+    step_in, lead, tail, _, step_out, _ = steps
+    chunk = depthwise.CHUNK
+    scratch = np.empty((workers, (lead + chunk + tail) * step_in + chunk * step_out + 1), target.dtype)
+    lanes = machine.vector_bytes() // target.itemsize
+    stretches = machine.stretches(workers, target.shape[0] * target.shape[1], target.shape[2])
+    depthwise.rows(
+        source, weight, bias, row, *steps, position, positions, lanes, workers, stretches, scratch, target
+    )  # fmt: skip
+
+
+def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, grad_weight: Any) -> bool:
+    """Run a depthwise layer's grad_weight; False where an operand is not finite."""
+    row = depthwise_rows.rows("grad_weight", plan, input.itemsize)
+    lanes, reach = machine.vector_bytes() // input.itemsize, plan.shift(plan.kernel_size - 1)
+    scratch = np.empty(
+        (workers, plan.kernel_size * lanes + (depthwise.STRETCH + reach) * plan.stride + depthwise.STRETCH), input.dtype
+    )
+    infinite = np.zeros(workers, input.dtype)
+    depthwise.grad_weight(
+        grad_output, input, row, plan.stride, reach, crop, lanes, workers, scratch, infinite, grad_weight
+    )
+    return not np.isnan(infinite).any()
 
 
 def _product(

@@ -14,10 +14,11 @@ from ..geometry import Plan
 from . import target
 
 BLOCK = 32  # terms of a partial sum: torch's accuracy at 3 % of the time, where 64 has one and a half times its error
-SLAB_BYTES = 256 * 1024  # what a block of columns takes of the second-level cache
+SLAB_BYTES = 1024 * 1024  # what a block of columns takes of the second-level cache; weights stream past each block
 MOST_VECTORS = 6  # of a tile
 MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each still fills 16 registers
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
+STRETCH_BYTES = 256 * 1024  # what the columns of a stretch take of it in grad_weight, beside their sums
 STRETCH = 256  # terms of time that a tile of grad_weight sums up
 SUMS_BYTES = 2 * 1024 * 1024  # sums of grad_weight that wait while time passes
 MOST_IN_PLACE = 64  # times that a sample is loaded, below which copying it first would show
@@ -254,7 +255,7 @@ def weight_sizes(layout: WeightLayout, groups: int, batch: int, length: int, row
     slab_rows = stretch + reach * (stretch // length + 2)
     columns = channels * len(layout.planes)
     sum_rows = -(-row_channels // layout.rows) * layout.rows * len(layout.shifts)
-    most = min(SLAB_BYTES // itemsize // slab_rows, SUMS_BYTES // itemsize // sum_rows)
+    most = min(STRETCH_BYTES // itemsize // slab_rows, SUMS_BYTES // itemsize // sum_rows)
     planes = len(layout.planes)
     full = layout.vectors * layout.lanes
     most = min(columns, full * max(1, most // full))

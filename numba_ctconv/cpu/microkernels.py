@@ -25,6 +25,7 @@ from .compilation import compiling, keep_on_disk
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 
+PANEL_AHEAD = 1024  # bytes: time enough for memory, and a fraction of what the first-level cache holds
 # panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
 SIGNATURE = types.void(*[types.int64] * 9)
 
@@ -154,10 +155,9 @@ class Emitter:
         r = builder.phi(I64)
         r.add_incoming(first, before)
         sums = [[builder.phi(self.vector) for _ in range(shape.vectors)] for _ in range(shape.rows)]
-        zero = ir.Constant(self.vector, [0.0] * shape.lanes)
         for row in sums:
             for value in row:
-                value.add_incoming(zero, before)
+                value.add_incoming(self.zero(), before)
         offset = builder.load(builder.inttoptr(builder.add(offsets, builder.mul(r, I64(8))), I64.as_pointer()))
         x = [self.load(self.element_at(slab, builder.add(offset, I64(v * shape.lanes)))) for v in range(shape.vectors)]
         # what the next tile will load: a row that is read in place is new to the caches at its first tile
@@ -165,6 +165,8 @@ class Emitter:
             ahead = builder.add(offset, I64((shape.vectors + v) * shape.lanes))
             self.prefetch(self.element_at(slab, ahead), write=False)
         weights = self.element_at(panel, builder.mul(r, I64(shape.rows)))
+        # weights that come from memory stream past once a block of columns
+        self.prefetch(builder.add(weights, I64(PANEL_AHEAD)), write=False)
         total = []
         for m in range(shape.rows):
             w = self.broadcast_at(weights, m)
@@ -204,6 +206,28 @@ class Emitter:
                 result.append(value)
         return result
 
+    def deinterleaved(self, vectors):
+        """The inverse of `interleaved`: as many streams of one vector each."""
+        count, lanes = len(vectors), self.shape.lanes
+        if count == 1:
+            return vectors
+        if count % 2 == 0:
+            pairs = list(zip(vectors[0::2], vectors[1::2], strict=True))
+            halves = [[self.permuted(a, b, [2 * k + odd for k in range(lanes)]) for a, b in pairs] for odd in (0, 1)]
+            streams = zip(*(self.deinterleaved(half) for half in halves), strict=True)
+            return [stream for pair in streams for stream in pair]
+        result = []
+        for s in range(count):
+            places = [divmod(k * count + s, lanes) for k in range(lanes)]  # (vector, its lane) of each lane
+            value = vectors[0]
+            for v in range(1, count):
+                mask = [lanes + lane if of == v else k for k, (of, lane) in enumerate(places)]
+                if v == 1:
+                    mask = [lanes * (of == 1) + (lane if of <= 1 else 0) for of, lane in places]
+                value = self.permuted(value, vectors[v], mask)
+            result.append(value)
+        return result
+
     def permuted(self, a, b, lanes):
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, self.shape.lanes), lanes))
 
@@ -225,6 +249,9 @@ class Emitter:
 
     def store(self, value, address):
         self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
+
+    def zero(self):
+        return ir.Constant(self.vector, [0.0] * self.shape.lanes)
 
     def broadcast_at(self, address, m):
         """Element m of an array in all lanes."""

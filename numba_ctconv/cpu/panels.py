@@ -18,6 +18,13 @@ class Panels(NamedTuple):
     values: Any  # [group][tile][term][row]
 
 
+class Rows(NamedTuple):
+    """The weight of a depthwise layer, whose rows are computed in place."""
+
+    values: Any  # a copy, contiguous
+    finite: bool
+
+
 class Packed(NamedTuple):
     """A weight as one operation takes it."""
 
@@ -37,6 +44,11 @@ def of_grad_input(weight: Any, plan: Plan, groups: int) -> Packed | None:
     split = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 2, 1, 3)
     own = layout.grad_input_layout(plan, split.shape[1], split.shape[2], weight.itemsize)
     return None if own is None else _packed(split, (own,), 1)
+
+
+def of_rows(weight: Any) -> Rows:
+    """The weight of a depthwise layer."""
+    return Rows(np.array(weight, order="C"), bool(np.isfinite(weight).all()))
 
 
 def _packed(split: Any, layouts: tuple[Layout, ...], together: int) -> Packed:
