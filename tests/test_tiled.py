@@ -94,7 +94,7 @@ def test_a_layout_covers_every_tap_once(kernel_size, stride, dilation, channels,
             seen += taps
             for m, k in enumerate(taps):
                 assert k * dilation % stride == phase
-                assert own.offsets[m] == own.lead - k * dilation // stride
+                assert own.term_starts[m] == own.lead - k * dilation // stride
     assert sorted(seen) == list(range(kernel_size))
 
 

@@ -267,13 +267,15 @@ def _product(
             own, groups, source, output.shape[1] // groups, workers, crop_in, crop_out, q_first, positions
         )
         tiles = microkernels.tiles(output.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases)
-        slabs = np.empty((workers, own.slab_rows * own.pitch), output.dtype)
-        scratch = np.empty((workers, 2 * own.rows * own.vectors * own.lanes + own.rows), output.dtype)
-        in_place = np.empty(own.offsets.size * sizes.in_place, np.int64)
+        slabs = np.empty((workers, own.slab_rows * sizes.pitch + sizes.few_columns), output.dtype)
+        tile_size = own.rows * own.vectors * own.lanes
+        staged = max(tile_size, microkernels.COLUMNS[-1] * sizes.start_size)
+        scratch = np.empty((workers, tile_size + staged + sizes.start_size), output.dtype)
+        offsets = np.empty((2, own.term_rows.size), np.int64)
         lay_out = moves.moves.lay_out(output.itemsize, own.tile_phases)
         tiled.product(
-            source, bias, values, own.offsets, own.planes, own.phases, tiles, lay_out, sizes, workers, slabs, scratch,
-            in_place, output,
+            source, bias, values, own.term_rows, own.term_starts, own.planes, own.phases, tiles, lay_out, sizes,
+            workers, slabs, scratch, offsets, output,
         )  # fmt: skip
 
 

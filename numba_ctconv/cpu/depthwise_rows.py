@@ -14,8 +14,8 @@ from numba.extending import intrinsic
 from ..geometry import Plan, plan
 from . import target
 from .compilation import compiling
-from .microkernels import I64, Emitter, Shape, c_function
-from .moves import SIGNATURE, counted
+from .emitter import I64, Emitter, c_function
+from .moves import SIGNATURE
 
 MOST_TAPS = 32  # one block of terms, so that the order is the tiles'
 MOST_PHASES = 12
@@ -38,7 +38,8 @@ def forward_row(typingctx, double, lanes, taps, stride, dilation, source, weight
         source, weights, count, target, start = args[5:]
         weight = _weights(emit, weights, layer.kernel_size)
         less = emit.broadcast_at(start, 0)
-        with counted(builder, count, emit.shape.lanes) as q:
+        with emit.loop(count, I64(emit.lanes)) as loop:
+            q = loop.index
             at = emit.element_at(source, q)
             samples = {}
             streams = []
@@ -52,7 +53,7 @@ def forward_row(typingctx, double, lanes, taps, stride, dilation, source, weight
                 streams.append([builder.fsub(total, less)])
             to = emit.element_at(target, builder.mul(q, I64(layer.stride)))
             for k, value in enumerate(emit.interleaved(streams)):
-                emit.store(value, emit.element_at(to, I64(k * emit.shape.lanes)))
+                emit.store(value, emit.element_at(to, I64(k * emit.lanes)))
         return context.get_dummy_value()
 
     return types.void(*literals, *[types.int64] * 5), codegen
@@ -68,12 +69,12 @@ def grad_input_row(typingctx, double, lanes, taps, stride, dilation, source, wei
         source, weights, count, target, start = args[5:]
         weight = _weights(emit, weights, layer.kernel_size)
         less = emit.broadcast_at(start, 0)
-        with counted(builder, count, emit.shape.lanes) as t:
-            sample = _planes(emit, layer, source, t)
+        with emit.loop(count, I64(emit.lanes)) as loop:
+            sample = _planes(emit, layer, source, loop.index)
             total = emit.zero()
             for k in range(layer.kernel_size):
                 total = builder.call(emit.fma, [weight(k), sample(k), total])
-            emit.store(builder.fsub(total, less), emit.element_at(target, t))
+            emit.store(builder.fsub(total, less), emit.element_at(target, loop.index))
         return context.get_dummy_value()
 
     return types.void(*literals, *[types.int64] * 5), codegen
@@ -93,24 +94,13 @@ def grad_weight_row(typingctx, double, lanes, taps, stride, dilation, input, gra
         together = target.vector_registers() // 2
         for first in range(0, layer.kernel_size, together):
             own = range(first, min(first + together, layer.kernel_size))
-            before = builder.block
-            with counted(builder, count, emit.shape.lanes) as t:
-                head = builder.block
-                totals = [builder.phi(emit.vector) for _ in own]
-                x = emit.load(emit.element_at(input, t))
-                sample = _planes(emit, layer, grad_output, t)
-                following = [
-                    builder.call(emit.fma, [x, sample(k), total]) for k, total in zip(own, totals, strict=True)
-                ]
-                for total, value in zip(totals, following, strict=True):
-                    total.add_incoming(emit.zero(), before)
-                    total.add_incoming(value, head)
-            merged = [builder.phi(emit.vector) for _ in own]
-            for value, at_end in zip(merged, following, strict=True):
-                value.add_incoming(emit.zero(), before)
-                value.add_incoming(at_end, head)
-            for k, value in zip(own, merged, strict=True):
-                place = emit.element_at(sums, I64(k * emit.shape.lanes))
+            with emit.loop(count, I64(emit.lanes), [emit.zero()] * len(own)) as loop:
+                x = emit.load(emit.element_at(input, loop.index))
+                sample = _planes(emit, layer, grad_output, loop.index)
+                totals = zip(own, loop.values, strict=True)
+                loop.keep([builder.call(emit.fma, [x, sample(k), total]) for k, total in totals])
+            for k, value in zip(own, loop.values, strict=True):
+                place = emit.element_at(sums, I64(k * emit.lanes))
                 emit.store(builder.fadd(emit.load(place), value), place)
         return context.get_dummy_value()
 
@@ -119,7 +109,7 @@ def grad_weight_row(typingctx, double, lanes, taps, stride, dilation, input, gra
 
 def _emitter(builder: Any, *literals: Any) -> tuple[Emitter, Plan]:
     double, lanes, taps, stride, dilation = (literal.literal_value for literal in literals)
-    return Emitter(builder, Shape(double, lanes, rows=1, vectors=1, phases=1)), plan(taps, stride, dilation)
+    return Emitter(builder, double, lanes), plan(taps, stride, dilation)
 
 
 def _weights(emit: Emitter, weights: Any, taps: int) -> Callable[[int], Any]:
@@ -138,7 +128,7 @@ def _planes(emit: Emitter, layer: Plan, grad_output: Any, t: Any) -> Callable[[i
         shift, plane = divmod(k * layer.dilation, layer.stride)
         if shift not in loaded:
             at = emit.element_at(grad_output, emit.builder.mul(emit.builder.add(t, I64(shift)), I64(layer.stride)))
-            places = [emit.element_at(at, I64(v * emit.shape.lanes)) for v in range(layer.stride)]
+            places = [emit.element_at(at, I64(v * emit.lanes)) for v in range(layer.stride)]
             loaded[shift] = emit.deinterleaved([emit.load(place) for place in places])
         return loaded[shift][plane]
 

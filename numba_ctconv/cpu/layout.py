@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import target
+from . import microkernels, target
 
 BLOCK = 32  # terms of a partial sum: torch's accuracy at 3 % of the time, where 64 has one and a half times its error
 SLAB_BYTES = 1024 * 1024  # what a block of columns takes of the second-level cache; weights stream past each block
@@ -48,6 +48,8 @@ class Sizes(NamedTuple):
     q_first: int
     positions: int  # of an item
     in_place: int  # whether blocks inside an item are read where they are
+    few_columns: int  # up to which a tile has its lanes over its rows
+    start_size: int  # of what a tile starts from, and of a column of a tile of few
 
 
 class WeightSizes(NamedTuple):
@@ -84,7 +86,6 @@ class Layout(NamedTuple):
     rows: int
     vectors: int  # of a full tile
     tile_phases: int
-    pitch: int  # of a slab's rows
     width: int  # columns of a block, at most
     lead: int
     tail: int
@@ -95,7 +96,8 @@ class Layout(NamedTuple):
     first_taps: Any  # (phases,)
     phases: Any  # (phases,)
     planes: Any  # (planes,)
-    offsets: Any  # (terms,)
+    term_rows: Any  # (terms,), of a slab
+    term_starts: Any  # (terms,), where in its row: lead - shift
     slab_rows: int
 
     def row_tiles(self, row_channels: int) -> int:
@@ -170,13 +172,11 @@ def _layout(*, rows: Any, shifts: Any, slab_rows: int, row_channels: int, lead: 
     full = vectors * lanes
     room = SLAB_BYTES // itemsize // slab_rows - lead - tail
     width = full * max(1, min(room // full, WIDEST_SLAB // vectors))
-    pitch = lead + width + tail
-    if pitch * slab_rows * itemsize > LARGEST_SLAB_BYTES:
+    if (lead + width + tail) * slab_rows * itemsize > LARGEST_SLAB_BYTES:
         return None
-    offsets = rows * pitch + lead - shifts
     return Layout(
-        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, pitch=pitch, width=width, lead=lead,
-        tail=tail, offsets=offsets, phases=phases, slab_rows=slab_rows, **rest,
+        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, width=width, lead=lead,
+        tail=tail, term_rows=rows, term_starts=lead - shifts, phases=phases, slab_rows=slab_rows, **rest,
     )  # fmt: skip
 
 
@@ -188,6 +188,11 @@ def tile_shape(row_channels: int, phases: int) -> tuple[int, int]:
     channels = max(1, usual // phases)
     tiles = -(-row_channels // channels)
     return phases * -(-row_channels // tiles), phases
+
+
+def few_columns(rows: int) -> int:
+    """Columns up to which lanes over the rows of a tile are better filled than lanes over time."""
+    return min(microkernels.COLUMNS[-1], rows + 1)
 
 
 def tile_vectors(rows: int) -> int:
@@ -208,12 +213,16 @@ def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, worker
     blocks = max(1, -(-columns // widest))
     width = min(widest, -(-columns // blocks // full) * full)
     blocks = -(-columns // width)
+    few = few_columns(layout.rows)
+    pitch = layout.lead + width + layout.tail
+    if columns <= few:  # rows so short that many share a cache line
+        pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
     return Sizes(
         lanes=layout.lanes, rows=layout.rows, tile_phases=layout.tile_phases, block=BLOCK, groups=groups, parts=parts,
-        pitch=layout.pitch, width=width, step_in=layout.step_in, crop_in=crop_in, step_out=layout.step_out,
+        pitch=pitch, width=width, step_in=layout.step_in, crop_in=crop_in, step_out=layout.step_out,
         crop_out=crop_out, lead=layout.lead, tail=layout.tail, q_first=q_first, positions=positions,
-        in_place=int(in_place),
+        in_place=int(in_place), few_columns=few, start_size=microkernels.panel_width(layout.rows),
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The register tile: the one place that knows vector instructions. Compiled to C functions that the tiled kernels call.
+"""The register tiles, of which the tiled kernels are made. Compiled to C functions.
 
 A tile computes rows × (vectors · lanes) outputs of a product with shifted rows,
 
@@ -6,26 +6,25 @@ A tile computes rows × (vectors · lanes) outputs of a product with shifted row
 
 with the partial sums of a block of terms in registers, and adds the blocks up in order, in memory that stays in the
 first-level cache. So an element is summed in one order that neither the width of a vector nor the place of the tile
-changes: lanes run over c, terms over r.
+changes: lanes run over c, terms over r. Where columns are few, a tile of another kind has its lanes run over m; it sums
+in the same order.
 
 It stores with neighbouring rows interleaved: rows m = channel·phases + p, columns c = q, so that the target of a
 channel holds q·phases + p in order. Everything is passed as an address or an integer, which keeps one C signature.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.core import cgutils
-from numba.core.ccallback import CFunc
 from numba.extending import intrinsic
 
-from .compilation import compiling, keep_on_disk
+from .compilation import compiling
+from .emitter import I64, Emitter, c_function
 
-I32, I64 = ir.IntType(32), ir.IntType(64)
-
-PANEL_AHEAD = 1024  # bytes: time enough for memory, and a fraction of what the first-level cache holds
+COLUMNS = (2, 3, 5, 9)  # that a tile of few columns may have: what chunks of 1, 2, 4 and 8 samples reach
+PANEL_AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
 # panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
 SIGNATURE = types.void(*[types.int64] * 9)
 
@@ -38,7 +37,7 @@ def tile(
     shape = Shape(*(literal.literal_value for literal in (double, lanes, rows, vectors, phases, adds)))
 
     def codegen(context, builder, signature, args):
-        Emitter(builder, shape).tile(*args[6:])
+        Tile(builder, shape).write(*args[6:])
         return context.get_dummy_value()
 
     arguments = (double, lanes, rows, vectors, phases, adds, *[types.int64] * 9)
@@ -56,20 +55,14 @@ class Shape(NamedTuple):
     adds: int = 0  # whether the tile adds to its target, which no rows are interleaved for
 
 
-class Emitter:
-    """Writes the LLVM code of a tile."""
+class Tile(Emitter):
+    """Writes the code of a tile."""
 
     def __init__(self, builder: Any, shape: Shape) -> None:
-        self.builder = builder
+        super().__init__(builder, shape.double, shape.lanes)
         self.shape = shape
-        self.element = ir.DoubleType() if shape.double else ir.FloatType()
-        self.size = 8 if shape.double else 4
-        self.vector = ir.VectorType(self.element, shape.lanes)
-        fma = ir.FunctionType(self.vector, [self.vector] * 3)
-        name = f"llvm.fma.v{shape.lanes}f{8 * self.size}"
-        self.fma = cgutils.get_or_insert_function(builder.module, fma, name)
 
-    def tile(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):
+    def write(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):
         builder, shape = self.builder, self.shape
         for channel in range(shape.rows // shape.phases):
             at = builder.mul(channel_stride, I64(channel))
@@ -129,11 +122,6 @@ class Emitter:
         builder.position_at_end(done)
         return self.merged((following, total), (none, nothing))
 
-    def barrier(self):
-        """An empty convergent call, which LLVM neither duplicates nor merges with another."""
-        nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "", side_effect=True)
-        self.builder.call(nothing, [], attrs=("convergent",))
-
     def merged(self, *ways):
         """The vectors of a tile where ways meet that bring them: (block, vectors) each."""
         builder, shape = self.builder, self.shape
@@ -158,7 +146,7 @@ class Emitter:
         for row in sums:
             for value in row:
                 value.add_incoming(self.zero(), before)
-        offset = builder.load(builder.inttoptr(builder.add(offsets, builder.mul(r, I64(8))), I64.as_pointer()))
+        offset = self.index_at(offsets, r)
         x = [self.load(self.element_at(slab, builder.add(offset, I64(v * shape.lanes)))) for v in range(shape.vectors)]
         # what the next tile will load: a row that is read in place is new to the caches at its first tile
         for v in range(shape.vectors):
@@ -181,109 +169,83 @@ class Emitter:
         builder.position_at_end(done)
         return total
 
-    def interleaved(self, streams):
-        """[[a0, ..], [b0, ..]] to [a0, b0, a1, b1, ..], by two-source permutes.
-
-        An even number of streams takes a round over pairs, an odd one a permute a stream for each vector of the result.
-        """
-        count, lanes = len(streams), self.shape.lanes
-        if count == 1:
-            return streams[0]
-        if count % 2 == 0:
-            pairs = zip(self.interleaved(streams[0::2]), self.interleaved(streams[1::2]), strict=True)
-            halves = [[k // 2 + lanes * (k % 2) + h * (lanes // 2) for k in range(lanes)] for h in (0, 1)]
-            return [self.permuted(a, b, half) for a, b in pairs for half in halves]
-        result = []
-        for v in range(self.shape.vectors):
-            for part in range(count):
-                places = [divmod(part * lanes + k, count) for k in range(lanes)]  # (column, stream) of each lane
-                value = streams[0][v]
-                for s in range(count):
-                    mask = [lanes + c if of == s else k for k, (c, of) in enumerate(places)]
-                    if s == 0:
-                        mask = [c if of == 0 else 0 for c, of in places]
-                    value = self.permuted(value, streams[s][v], mask)
-                result.append(value)
-        return result
-
-    def deinterleaved(self, vectors):
-        """The inverse of `interleaved`: as many streams of one vector each."""
-        count, lanes = len(vectors), self.shape.lanes
-        if count == 1:
-            return vectors
-        if count % 2 == 0:
-            pairs = list(zip(vectors[0::2], vectors[1::2], strict=True))
-            halves = [[self.permuted(a, b, [2 * k + odd for k in range(lanes)]) for a, b in pairs] for odd in (0, 1)]
-            streams = zip(*(self.deinterleaved(half) for half in halves), strict=True)
-            return [stream for pair in streams for stream in pair]
-        result = []
-        for s in range(count):
-            places = [divmod(k * count + s, lanes) for k in range(lanes)]  # (vector, its lane) of each lane
-            value = vectors[0]
-            for v in range(1, count):
-                mask = [lanes + lane if of == v else k for k, (of, lane) in enumerate(places)]
-                if v == 1:
-                    mask = [lanes * (of == 1) + (lane if of <= 1 else 0) for of, lane in places]
-                value = self.permuted(value, vectors[v], mask)
-            result.append(value)
-        return result
-
-    def permuted(self, a, b, lanes):
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, self.shape.lanes), lanes))
-
     def sum_at(self, sums, m, v):
         return self.element_at(sums, I64((m * self.shape.vectors + v) * self.shape.lanes))
 
-    def element_at(self, address, index):
-        return self.builder.add(address, self.builder.mul(index, I64(self.size)))
 
-    def prefetch(self, address, *, write):
-        """Ask for the cache line at an address, which need not exist, to be read or written."""
-        byte = ir.IntType(8).as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
-        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
-        self.builder.call(function, [self.builder.inttoptr(address, byte), I32(int(write)), I32(3), I32(1)])
+@intrinsic(prefer_literal=True)
+def column_tile(typingctx, double, rows, panel, slab, offsets, terms, block, start, sums, out, columns):
+    """Emit the tile of few columns: as `tile`, but what it stores is out[c·width + m], not interleaved.
 
-    def load(self, address):
-        return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
+    `width` is that of panel_width; what is read beyond the rows is of no consequence. `sums` is not used.
+    """
 
-    def store(self, value, address):
-        self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
+    def codegen(context, builder, signature, args):
+        emit = ColumnTile(builder, double.literal_value, rows.literal_value)
+        *operands, out, columns = args[2:]
+        for count in COLUMNS:
+            with builder.if_then(builder.and_(
+                builder.icmp_signed("<=", columns, I64(count)),
+                builder.icmp_signed(">", columns, I64(max((c for c in COLUMNS if c < count), default=0))),
+            )):  # fmt: skip
+                emit.write(count, *operands, out)
+        return context.get_dummy_value()
 
-    def zero(self):
-        return ir.Constant(self.vector, [0.0] * self.shape.lanes)
+    return types.void(double, rows, *[types.int64] * 9), codegen
 
-    def broadcast_at(self, address, m):
-        """Element m of an array in all lanes."""
-        place = self.builder.inttoptr(self.element_at(address, I64(m)), self.element.as_pointer())
-        scalar = self.builder.load(place, align=self.size)
-        undefined = ir.Constant(self.vector, ir.Undefined)
-        first = self.builder.insert_element(undefined, scalar, I32(0))
-        return self.permuted(first, undefined, [0] * self.shape.lanes)
+
+def panel_width(rows: int) -> int:
+    """Elements of a vector that holds the rows of a panel."""
+    return 1 << (rows - 1).bit_length()
+
+
+class ColumnTile(Emitter):
+    """Writes the code of a tile of few columns, whose sums all fit registers."""
+
+    def __init__(self, builder: Any, double: int, rows: int) -> None:
+        super().__init__(builder, double, panel_width(rows))
+        self.rows = rows
+
+    def write(self, count, panel, slab, offsets, terms, block, start, _, out):
+        builder = self.builder
+        nothing = builder.fneg(self.load(start))
+        with self.loop(terms, block, [nothing] * count) as blocks:
+            own_terms = builder.sub(blocks.end, blocks.index)
+            with self.loop(own_terms, I64(1), [self.zero()] * count) as own:
+                r = builder.add(blocks.index, own.index)
+                weights = self.element_at(panel, builder.mul(r, I64(self.rows)))
+                self.prefetch(builder.add(weights, I64(PANEL_AHEAD)), write=False)
+                w = self.load(weights)
+                samples = self.element_at(slab, self.index_at(offsets, r))
+                own.keep([
+                    builder.call(self.fma, [w, self.broadcast_at(samples, c), partial])
+                    for c, partial in enumerate(own.values)
+                ])  # fmt: skip
+            blocks.keep([builder.fadd(*pair) for pair in zip(blocks.values, own.values, strict=True)])
+        for c, total in enumerate(blocks.values):
+            self.store(total, self.element_at(out, I64(c * self.lanes)))
 
 
 class CompiledTiles:
-    """The C functions of the tiles of 1, 2, .. vectors of a shape, compiled on first use and kept on disk."""
+    """The C functions of tiles, compiled on first use and kept on disk."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[int, ...], tuple[Any, list[Any]]] = {}
+        self._kept: dict[Shape, tuple[Any, list[Any]]] = {}
 
     def __call__(self, itemsize: int, lanes: int, rows: int, vectors: int, phases: int, adds: int = 0) -> Any:
-        """Addresses, int64, of the tiles of 1 to `vectors` vectors."""
-        key = (itemsize, lanes, rows, vectors, phases, adds)
-        kept = self._kept.get(key)
+        """Addresses, int64, of the tiles of 1 to `vectors` vectors; then of that of few columns, which never adds."""
+        shape = Shape(int(itemsize == 8), lanes, rows, vectors, phases, adds)
+        kept = self._kept.get(shape)
         if kept is None:
             with compiling:
-                kept = self._kept.get(key) or self._compiled(*key)
-                self._kept[key] = kept
+                kept = self._kept.get(shape) or self._compiled(shape)
+                self._kept[shape] = kept
         return kept[0]
 
-    def _compiled(
-        self, itemsize: int, lanes: int, rows: int, vectors: int, phases: int, adds: int
-    ) -> tuple[Any, list[Any]]:
+    def _compiled(self, shape: Shape) -> tuple[Any, list[Any]]:
         """The addresses, and the functions, which have to live as long."""
-        shapes = [Shape(int(itemsize == 8), lanes, rows, v, phases, adds) for v in range(1, vectors + 1)]
-        functions = [_compile(*shape) for shape in shapes]
+        functions = [_compile(*shape._replace(vectors=v)) for v in range(1, shape.vectors + 1)]
+        functions += [] if shape.adds else [_compile_columns(shape.double, shape.rows)]
         return np.array([function.address for function in functions]), functions
 
 
@@ -300,9 +262,9 @@ def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, adds
     return c_function(function, SIGNATURE, f"microkernels.tile-{double}-{lanes}-{rows}-{vectors}-{phases}-{adds}")
 
 
-def c_function(function: Any, signature: Any, name: str) -> Any:
-    """Compile a C function and keep it on disk under its name."""
-    compiled = CFunc(function, (signature.args, signature.return_type), locals={}, options={})
-    keep_on_disk(compiled, name)
-    compiled.compile()
-    return compiled
+@functools.cache
+def _compile_columns(double: int, rows: int) -> Any:
+    def function(panel, slab, offsets, terms, block, start, sums, out, columns):
+        column_tile(double, rows, panel, slab, offsets, terms, block, start, sums, out, columns)
+
+    return c_function(function, SIGNATURE, f"microkernels.column_tile-{double}-{rows}")

@@ -10,7 +10,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from .compilation import compiling
-from .microkernels import I64, Emitter, Shape, c_function
+from .emitter import I64, Emitter, c_function
 
 # source, its step, count, target, its step
 LONGEST_RUN = 16
@@ -23,17 +23,17 @@ def interleave(typingctx, double, lanes, rows, source, source_step, count, targe
 
     The step of the target is the number of rows, whatever is passed.
     """
-    shape = Shape(*(literal.literal_value for literal in (double, lanes, rows)), vectors=1, phases=1)
 
     def codegen(context, builder, signature, args):
         source, source_step, count, target, _ = args[3:]
-        emit = Emitter(builder, shape)
-        with counted(builder, count, shape.lanes) as t:
-            rows = range(shape.rows)
-            at = [emit.element_at(source, builder.add(t, builder.mul(source_step, I64(m)))) for m in rows]
-            to = emit.element_at(target, builder.mul(t, I64(shape.rows)))
+        emit = Emitter(builder, double.literal_value, lanes.literal_value)
+        streams = range(rows.literal_value)
+        with emit.loop(count, I64(emit.lanes)) as loop:
+            t = loop.index
+            at = [emit.element_at(source, builder.add(t, builder.mul(source_step, I64(m)))) for m in streams]
+            to = emit.element_at(target, builder.mul(t, I64(len(streams))))
             for k, value in enumerate(emit.interleaved([[emit.load(address)] for address in at])):
-                emit.store(value, emit.element_at(to, I64(k * shape.lanes)))
+                emit.store(value, emit.element_at(to, I64(k * emit.lanes)))
         return context.get_dummy_value()
 
     return types.void(double, lanes, rows, *[types.int64] * 5), codegen
@@ -42,41 +42,17 @@ def interleave(typingctx, double, lanes, rows, source, source_step, count, targe
 @intrinsic(prefer_literal=True)
 def lay_out(typingctx, double, run, source, source_step, count, target, target_step):
     """Emit target[j·target_step + p] = source[j·source_step + p] for j below count and p below run."""
-    shape = Shape(double.literal_value, run.literal_value, rows=1, vectors=1, phases=1)
 
     def codegen(context, builder, signature, args):
         source, source_step, count, target, target_step = args[2:]
-        emit = Emitter(builder, shape)
-        with counted(builder, count, 1) as j:
+        emit = Emitter(builder, double.literal_value, run.literal_value)
+        with emit.loop(count, I64(1)) as loop:
+            j = loop.index
             value = emit.load(emit.element_at(source, builder.mul(j, source_step)))
             emit.store(value, emit.element_at(target, builder.mul(j, target_step)))
         return context.get_dummy_value()
 
     return types.void(double, run, *[types.int64] * 5), codegen
-
-
-class counted:  # noqa: N801  # reads as what it is: with counted(...)
-    """A loop over [0, count) in LLVM code, as a context that yields the counter; skipped where count is 0."""
-
-    def __init__(self, builder: Any, count: Any, step: int) -> None:
-        self.builder, self.count, self.step = builder, count, step
-
-    def __enter__(self) -> Any:
-        builder = self.builder
-        before = builder.block
-        self.head, self.done = builder.append_basic_block("moves"), builder.append_basic_block("moved")
-        builder.cbranch(builder.icmp_signed(">", self.count, I64(0)), self.head, self.done)
-        builder.position_at_end(self.head)
-        self.counter = builder.phi(I64)
-        self.counter.add_incoming(I64(0), before)
-        return self.counter
-
-    def __exit__(self, *_: object) -> None:
-        builder = self.builder
-        following = builder.add(self.counter, I64(self.step))
-        self.counter.add_incoming(following, builder.block)
-        builder.cbranch(builder.icmp_signed("<", following, self.count), self.head, self.done)
-        builder.position_at_end(self.done)
 
 
 class CompiledMoves:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import layout, tiled
+from . import layout, microkernels, tiled
 from .layout import Layout
 
 TOGETHER = 16  # tiles that are packed together where they are neighbours in the weight
@@ -56,7 +56,8 @@ def _packed(split: Any, layouts: tuple[Layout, ...], together: int) -> Packed:
     panels, finite = [], True
     for own in layouts:
         tiles = groups * own.row_tiles(row_channels)
-        values = np.empty(tiles * term_channels * own.taps * own.rows, split.dtype)
+        beyond = microkernels.panel_width(own.rows) - own.rows  # what a tile of few columns loads after the last
+        values = np.empty(tiles * term_channels * own.taps * own.rows + beyond, split.dtype)
         infinite = np.zeros(tiles, split.dtype)
         tiled.pack_panels(
             split, own.first_taps, own.tap_step, own.taps, own.rows, own.tile_phases, together, infinite, values

@@ -25,15 +25,16 @@ from .layout import Sizes
 from .rows import count_below, first_not_below, nothing_of
 
 
-@kernel("r3 r1 c1 n1 n1 n1 n1 i s i c2 c2 o1 w3", Sizes)
+@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i s i c2 c2 o2 w3", Sizes)
 def product(
-    source, bias, panels, offsets, planes, phases, tiles, lay_out, sizes, workers, slabs, scratch, in_place, output
+    source, bias, panels, term_rows, term_starts, planes, phases, tiles, lay_out, sizes, workers, slabs, scratch,
+    offsets, output,
 ):  # fmt: skip
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
-    Scratch: slabs (workers, rows of a slab · pitch), scratch (workers, sums, staging and starts of a tile),
-    in_place (offsets into rows that are read where they are); `tiles` are
-    the addresses of the compiled tiles of 1, 2, .. vectors, `lay_out` that of a move, or 0; `sizes` is a layout.Sizes.
+    `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors and of that of few columns, `lay_out` that of a
+    move, or 0; `sizes` is a layout.Sizes. Scratch: slabs (workers, rows of a slab · pitch), scratch (workers, sums,
+    staging and starts of a tile), offsets (2, terms) into a slab and into rows that are read where they are.
     """
     lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
     group_rows = output.shape[1] // groups
@@ -44,22 +45,26 @@ def product(
     row_tiles = -(-group_rows // tile_channels) * phase_tiles
     size = panels.itemsize
     tasks = groups * blocks * parts
-    for r in range(in_place.size):
-        in_place[r] = offsets[r] // sizes.pitch * (source.strides[1] // size) + offsets[r] % sizes.pitch - sizes.lead
+    most = tiles.size - 1  # vectors of a tile
+    tile_size, start_size = rows * most * lanes, sizes.start_size
+    terms = term_rows.size
+    for r in range(terms):
+        offsets[0, r] = term_rows[r] * sizes.pitch + term_starts[r]
+        offsets[1, r] = term_rows[r] * (source.strides[1] // size) + term_starts[r] - sizes.lead
     for worker in prange(workers):
         packed = -1
         slab = slabs[worker]
         sums = scratch[worker]
         sums_at = address_of(sums)
-        staging = sums[rows * tiles.size * lanes : 2 * rows * tiles.size * lanes]
-        start = sums[2 * rows * tiles.size * lanes :]
+        staging = sums[tile_size : sums.size - start_size]
+        start = sums[sums.size - start_size :]
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, column = task // parts // blocks, sizes.lead + task // parts % blocks * sizes.width
             columns = min(sizes.width, column_end - column)
             block_at, block_offsets = address_of(slab), address_of(offsets)
             source_at = direct_source(source, sizes, group, column, columns)
             if source_at != 0:
-                block_at, block_offsets = source_at, address_of(in_place)
+                block_at, block_offsets = source_at, address_of(offsets[1])
             elif task // parts != packed:
                 pack_slab(source, planes, sizes, group, column, columns, slab)
                 packed = task // parts
@@ -72,21 +77,32 @@ def product(
                 for m in range(rows):
                     c = m // tile_phases
                     start[m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
-                panel_at = address_of(panels) + (group * row_tiles + row_tile) * offsets.size * rows * size
+                panel_at = address_of(panels) + (group * row_tiles + row_tile) * terms * rows * size
                 done = 0
                 while done < columns:
-                    vectors = vectors_of(columns - done, lanes, tiles.size)
+                    if columns - done <= sizes.few_columns:
+                        call_tile(
+                            tiles[most], panel_at, block_at + done * size, block_offsets, terms, sizes.block,
+                            address_of(start), sums_at, address_of(staging), columns - done,
+                        )  # fmt: skip
+                        store_columns(
+                            staging, sizes, phases, 0, column + done, columns - done, tile_phases, start_size, channel,
+                            channels, phase, output,
+                        )  # fmt: skip
+                        break
+                    vectors = vectors_of(columns - done, lanes, most)
                     span = vectors * lanes
                     target = direct_target(sizes, phases, column + done, span, channel, channels, output)
                     call_tile(
-                        tiles[vectors - 1], panel_at, block_at + done * size, block_offsets, offsets.size,
+                        tiles[vectors - 1], panel_at, block_at + done * size, block_offsets, terms,
                         sizes.block, address_of(start), sums_at, target if target != 0 else address_of(staging),
                         output.strides[1] // size if target != 0 else span * tile_phases,
                     )  # fmt: skip
                     if target == 0:
                         kept = min(span, columns - done)
                         store_columns(
-                            staging, sizes, phases, lay_out, column + done, kept, span, channel, channels, phase, output
+                            staging, sizes, phases, lay_out, column + done, kept, span * tile_phases, tile_phases,
+                            channel, channels, phase, output,
                         )  # fmt: skip
                     done += span
 
@@ -99,7 +115,7 @@ def direct_source(source, sizes, group, column, columns):
     item_columns = sizes.lead + sizes.positions + sizes.tail
     item = column // item_columns
     first = sizes.q_first + column - item * item_columns - sizes.lead - sizes.crop_in
-    end = first + -(-columns // sizes.lanes) * sizes.lanes
+    end = first + -(-columns // sizes.lanes) * sizes.lanes + sizes.few_columns  # more than any tile loads
     if first - sizes.lead < 0 or end + sizes.tail > source.shape[2]:
         return 0
     channel = group * (source.shape[1] // sizes.groups)
@@ -133,7 +149,9 @@ def direct_target(sizes, phases, column, span, channel, channels, output):
 
 
 @helper
-def store_columns(staging, sizes, phases, lay_out, column, columns, span, channel, channels, phase, output):
+def store_columns(
+    staging, sizes, phases, lay_out, column, columns, channel_step, column_step, channel, channels, phase, output
+):  # fmt: skip
     """Store what of a staged tile belongs to a sample that exists."""
     lead, tail, positions = sizes.lead, sizes.tail, sizes.positions
     tile_phases = sizes.tile_phases
@@ -154,7 +172,7 @@ def store_columns(staging, sizes, phases, lay_out, column, columns, span, channe
     ):  # a run of neighbouring samples from each column
         for c in range(channels):
             call_move(
-                lay_out, address_of(staging) + c * span * tile_phases * staging.itemsize, tile_phases, columns,
+                lay_out, address_of(staging) + c * channel_step * staging.itemsize, column_step, columns,
                 address_of(output) + item * output.strides[0] + (channel + c) * output.strides[1] + l * output.itemsize,
                 sizes.step_out,
             )  # fmt: skip
@@ -165,7 +183,7 @@ def store_columns(staging, sizes, phases, lay_out, column, columns, span, channe
                 l = (sizes.q_first + position) * sizes.step_out + phases[phase + p] - sizes.crop_out
                 if 0 <= l < output.shape[2]:
                     for c in range(channels):
-                        output[item, channel + c, l] = staging[(c * span + j) * tile_phases + p]
+                        output[item, channel + c, l] = staging[c * channel_step + j * column_step + p]
         position += 1
         if position == positions + tail:
             position = -lead
@@ -179,7 +197,7 @@ def pack_slab(source, planes, sizes, group, column, columns, slab):
     batch, _, length = source.shape
     channels = source.shape[1] // sizes.groups
     item_columns = lead + sizes.positions + sizes.tail
-    width = lead + -(-columns // sizes.lanes) * sizes.lanes + sizes.tail
+    width = min(lead + -(-columns // sizes.lanes) * sizes.lanes + sizes.tail, sizes.pitch)
     contiguous = step_in == 1 and source.strides[2] == source.itemsize
     for row in range(channels * planes.size):
         channel, plane = group * channels + row // planes.size, planes[row % planes.size] - sizes.crop_in

@@ -1,0 +1,169 @@
+"""Vector instructions in LLVM code: the one place that writes them, for tiles, moves and rows. Compiled to C functions.
+
+Addresses are int64, so that sums with other integers stay integers; indexes count elements.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from llvmlite import ir
+from numba.core import cgutils
+from numba.core.ccallback import CFunc
+
+from .compilation import keep_on_disk
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+
+
+class Emitter:
+    """Writes code on vectors of so many lanes."""
+
+    def __init__(self, builder: Any, double: int, lanes: int) -> None:
+        self.builder = builder
+        self.lanes = lanes
+        self.element = ir.DoubleType() if double else ir.FloatType()
+        self.size = 8 if double else 4
+        self.vector = ir.VectorType(self.element, lanes)
+        fma = ir.FunctionType(self.vector, [self.vector] * 3)
+        self.fma = cgutils.get_or_insert_function(builder.module, fma, f"llvm.fma.v{lanes}f{8 * self.size}")
+
+    @contextlib.contextmanager
+    def loop(self, limit: Any, step: Any, carried: Sequence[Any] = ()) -> Iterator["Loop"]:
+        """A loop over [0, limit): what is written in the context is its step."""
+        loop = Loop(self.builder, limit, step, carried)
+        yield loop
+        loop.close()
+
+    def interleaved(self, streams):
+        """[[a0, ..], [b0, ..]] to [a0, b0, a1, b1, ..], by two-source permutes.
+
+        An even number of streams takes a round over pairs, an odd one a permute a stream for each vector of the result.
+        """
+        count, lanes = len(streams), self.lanes
+        if count == 1:
+            return streams[0]
+        if count % 2 == 0:
+            pairs = zip(self.interleaved(streams[0::2]), self.interleaved(streams[1::2]), strict=True)
+            halves = [[k // 2 + lanes * (k % 2) + h * (lanes // 2) for k in range(lanes)] for h in (0, 1)]
+            return [self.permuted(a, b, half) for a, b in pairs for half in halves]
+        result = []
+        for v in range(len(streams[0])):
+            for part in range(count):
+                places = [divmod(part * lanes + k, count) for k in range(lanes)]  # (column, stream) of each lane
+                value = streams[0][v]
+                for s in range(count):
+                    mask = [lanes + c if of == s else k for k, (c, of) in enumerate(places)]
+                    if s == 0:
+                        mask = [c if of == 0 else 0 for c, of in places]
+                    value = self.permuted(value, streams[s][v], mask)
+                result.append(value)
+        return result
+
+    def deinterleaved(self, vectors):
+        """The inverse of `interleaved`: as many streams of one vector each."""
+        count, lanes = len(vectors), self.lanes
+        if count == 1:
+            return vectors
+        if count % 2 == 0:
+            pairs = list(zip(vectors[0::2], vectors[1::2], strict=True))
+            halves = [[self.permuted(a, b, [2 * k + odd for k in range(lanes)]) for a, b in pairs] for odd in (0, 1)]
+            streams = zip(*(self.deinterleaved(half) for half in halves), strict=True)
+            return [stream for pair in streams for stream in pair]
+        result = []
+        for s in range(count):
+            places = [divmod(k * count + s, lanes) for k in range(lanes)]  # (vector, its lane) of each lane
+            value = vectors[0]
+            for v in range(1, count):
+                mask = [lanes + lane if of == v else k for k, (of, lane) in enumerate(places)]
+                if v == 1:
+                    mask = [lanes * (of == 1) + (lane if of <= 1 else 0) for of, lane in places]
+                value = self.permuted(value, vectors[v], mask)
+            result.append(value)
+        return result
+
+    def permuted(self, a, b, lanes):
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, self.lanes), lanes))
+
+    def element_at(self, address, index):
+        return self.builder.add(address, self.builder.mul(index, I64(self.size)))
+
+    def prefetch(self, address, *, write):
+        """Ask for the cache line at an address, which need not exist, to be read or written."""
+        byte = ir.IntType(8).as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
+        self.builder.call(function, [self.builder.inttoptr(address, byte), I32(int(write)), I32(3), I32(1)])
+
+    def index_at(self, address, k):
+        """Element k of an array of int64."""
+        place = self.builder.add(address, self.builder.mul(k, I64(8)))
+        return self.builder.load(self.builder.inttoptr(place, I64.as_pointer()))
+
+    def load(self, address):
+        return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
+
+    def store(self, value, address):
+        self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
+
+    def zero(self):
+        return ir.Constant(self.vector, [0.0] * self.lanes)
+
+    def broadcast_at(self, address, m):
+        """Element m of an array in all lanes."""
+        place = self.builder.inttoptr(self.element_at(address, I64(m)), self.element.as_pointer())
+        scalar = self.builder.load(place, align=self.size)
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, I32(0))
+        return self.permuted(first, undefined, [0] * self.lanes)
+
+    def barrier(self):
+        """An empty convergent call, which LLVM neither duplicates nor merges with another."""
+        nothing = ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), "", "", side_effect=True)
+        self.builder.call(nothing, [], attrs=("convergent",))
+
+
+class Loop:
+    """A loop over [0, limit) in steps, as the context writes it.
+
+    Attributes
+    ----------
+    index, end : where a step begins and where it ends, cut at the limit
+    values : what is carried from step to step; after the loop, what the last step kept
+    """
+
+    def __init__(self, builder: Any, limit: Any, step: Any, carried: Sequence[Any]) -> None:
+        before = builder.block
+        self._builder = builder
+        self._head, body, self._done = (builder.append_basic_block(name) for name in ("loop", "step", "after"))
+        builder.branch(self._head)
+        builder.position_at_end(self._head)
+        self.index = builder.phi(I64)
+        self.index.add_incoming(I64(0), before)
+        self.values = [builder.phi(value.type) for value in carried]
+        for phi, value in zip(self.values, carried, strict=True):
+            phi.add_incoming(value, before)
+        builder.cbranch(builder.icmp_signed("<", self.index, limit), body, self._done)
+        builder.position_at_end(body)
+        following = builder.add(self.index, step)
+        self.end = builder.select(builder.icmp_signed("<", following, limit), following, limit)
+        self._kept: Sequence[Any] = ()
+
+    def keep(self, values: Sequence[Any]) -> None:
+        """What the next step finds in `values`."""
+        self._kept = values
+
+    def close(self) -> None:
+        """End the step; what is written next follows the loop."""
+        for phi, value in zip((self.index, *self.values), (self.end, *self._kept), strict=True):
+            phi.add_incoming(value, self._builder.block)
+        self._builder.branch(self._head)
+        self._builder.position_at_end(self._done)
+
+
+def c_function(function: Any, signature: Any, name: str) -> Any:
+    """Compile a C function and keep it on disk under its name."""
+    compiled = CFunc(function, (signature.args, signature.return_type), locals={}, options={})
+    keep_on_disk(compiled, name)
+    compiled.compile()
+    return compiled
