@@ -273,9 +273,10 @@ def _product(
         scratch = np.empty((workers, tile_size + staged + sizes.start_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
         lay_out = moves.moves.lay_out(output.itemsize, own.tile_phases)
+        deinterleave = moves.moves.deinterleave(output.itemsize, own.lanes, own.step_in) if own.step_in > 1 else 0
         tiled.product(
-            source, bias, values, own.term_rows, own.term_starts, own.planes, own.phases, tiles, lay_out, sizes,
-            workers, slabs, scratch, offsets, output,
+            source, bias, values, own.term_rows, own.term_starts, own.planes, own.phases, tiles, lay_out,
+            deinterleave, sizes, workers, slabs, scratch, offsets, output,
         )  # fmt: skip
 
 
@@ -305,7 +306,8 @@ def _weight_product(
     tiled_weight.product(
         grad_output, input, own.planes, own.shifts, own.taps, tiles,
         moves.moves.interleave(input.itemsize, own.lanes, own.rows),
-        moves.moves.lay_out(input.itemsize, len(own.planes)), sizes,
+        moves.moves.lay_out(input.itemsize, len(own.planes)), moves.moves.transpose(plan.stride * input.itemsize),
+        sizes,
         workers, offsets, scratch, sums, infinite, grad_weight,
     )  # fmt: skip
     return not np.isnan(infinite).any()

@@ -66,6 +66,7 @@ class WeightSizes(NamedTuple):
     slab_rows: int
     stride: int
     crop_left: int
+    in_order: int  # shifts whose planes are neighbouring taps
 
 
 class WeightLayout(NamedTuple):
@@ -77,6 +78,7 @@ class WeightLayout(NamedTuple):
     planes: Any  # (planes,)
     shifts: Any  # (shifts,), rising
     taps: Any  # (shifts · planes,), -1 where no tap has that shift and plane
+    in_order: int  # shifts, from the first on, whose planes are neighbouring taps in order
 
 
 class Layout(NamedTuple):
@@ -251,7 +253,10 @@ def weight_layout(plan: Plan, row_channels: int, itemsize: int) -> WeightLayout 
     where = np.full(len(shifts) * len(planes), -1)
     where[shift_of_tap * len(planes) + plane_of_tap] = taps
     rows, _ = tile_shape(row_channels, 1)
-    return WeightLayout(target.vector_bytes() // itemsize, rows, tile_vectors(rows), planes, shifts, where)
+    ordered = (where == np.arange(len(where))).reshape(len(shifts), len(planes)).all(axis=1)
+    in_order = int(np.cumprod(ordered).sum())
+    lanes = target.vector_bytes() // itemsize
+    return WeightLayout(lanes, rows, tile_vectors(rows), planes, shifts, where, in_order)
 
 
 def weight_sizes(layout: WeightLayout, groups: int, batch: int, length: int, row_channels: int, channels: int,
@@ -281,5 +286,5 @@ def weight_sizes(layout: WeightLayout, groups: int, batch: int, length: int, row
     parts = 1 if groups * blocks >= workers else min(row_tiles, -(-workers // (groups * blocks)))
     return WeightSizes(
         lanes=layout.lanes, rows=layout.rows, block=BLOCK, stretch=stretch, groups=groups, parts=parts, width=width,
-        pitch=pitch, slab_rows=slab_rows, stride=stride, crop_left=crop_left,
+        pitch=pitch, slab_rows=slab_rows, stride=stride, crop_left=crop_left, in_order=layout.in_order,
     )  # fmt: skip

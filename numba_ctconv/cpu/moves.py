@@ -9,9 +9,11 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
+from . import target
 from .compilation import compiling
 from .emitter import I64, Emitter, c_function
 
+MOST_ROWS = 12
 # source, its step, count, target, its step
 LONGEST_RUN = 16
 SIGNATURE = types.void(*[types.int64] * 5)
@@ -40,6 +42,48 @@ def interleave(typingctx, double, lanes, rows, source, source_step, count, targe
 
 
 @intrinsic(prefer_literal=True)
+def deinterleave(typingctx, double, lanes, rows, source, source_step, count, target, target_step):
+    """Emit target[m·target_step + t] = source[t·rows + m] for t below count, a multiple of the lanes.
+
+    The step of the source is the number of rows, whatever is passed.
+    """
+
+    def codegen(context, builder, signature, args):
+        source, _, count, target, target_step = args[3:]
+        emit = Emitter(builder, double.literal_value, lanes.literal_value)
+        streams = range(rows.literal_value)
+        with emit.loop(count, I64(emit.lanes)) as loop:
+            start = emit.element_at(source, builder.mul(loop.index, I64(len(streams))))
+            vectors = [emit.load(emit.element_at(start, I64(v * emit.lanes))) for v in streams]
+            for m, value in enumerate(emit.deinterleaved(vectors)):
+                emit.store(value, emit.element_at(target, builder.add(loop.index, builder.mul(target_step, I64(m)))))
+        return context.get_dummy_value()
+
+    return types.void(double, lanes, rows, *[types.int64] * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
+def transpose(typingctx, double, lanes, source, source_step, count, target, target_step):
+    """Emit target[t, m] = source[m, t] for m below lanes and t below count, a multiple of the lanes.
+
+    The steps of rows are in bytes: what is one element here may be two of an array, and rows begin at any of those.
+    """
+
+    def codegen(context, builder, signature, args):
+        source, source_step, count, target, target_step = args[2:]
+        emit = Emitter(builder, double.literal_value, lanes.literal_value)
+        with emit.loop(count, I64(emit.lanes)) as loop:
+            start = emit.element_at(source, loop.index)
+            rows = [builder.add(start, builder.mul(source_step, I64(m))) for m in range(emit.lanes)]
+            for k, value in enumerate(emit.interleaved([[emit.load(row)] for row in rows])):
+                t = builder.add(loop.index, I64(k))
+                emit.store(value, builder.add(target, builder.mul(t, target_step)))
+        return context.get_dummy_value()
+
+    return types.void(double, lanes, *[types.int64] * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
 def lay_out(typingctx, double, run, source, source_step, count, target, target_step):
     """Emit target[j·target_step + p] = source[j·source_step + p] for j below count and p below run."""
 
@@ -65,6 +109,16 @@ class CompiledMoves:
         """The address of the move that interleaves so many rows."""
         return self._address(_compile_interleave, int(itemsize == 8), lanes, rows)
 
+    def deinterleave(self, itemsize: int, lanes: int, rows: int) -> int:
+        """The address of the move that parts so many interleaved rows; 0 where they are too many for registers."""
+        return self._address(_compile_deinterleave, int(itemsize == 8), lanes, rows) if rows <= MOST_ROWS else 0
+
+    def transpose(self, itemsize: int) -> int:
+        """The address of the move that transposes squares of a vector a side; 0 where elements have no such size."""
+        if itemsize not in (4, 8):
+            return 0
+        return self._address(_compile_transpose, int(itemsize == 8), target.vector_bytes() // itemsize)
+
     def lay_out(self, itemsize: int, run: int) -> int:
         """The address of the move of runs of such a length; 0 where they are too long for registers."""
         return self._address(_compile_lay_out, int(itemsize == 8), run) if run <= LONGEST_RUN else 0
@@ -85,6 +139,20 @@ def _compile_interleave(double: int, lanes: int, rows: int) -> Any:
         interleave(double, lanes, rows, source, source_step, count, target, target_step)
 
     return c_function(function, SIGNATURE, f"moves.interleave-{double}-{lanes}-{rows}")
+
+
+def _compile_deinterleave(double: int, lanes: int, rows: int) -> Any:
+    def function(source, source_step, count, target, target_step):
+        deinterleave(double, lanes, rows, source, source_step, count, target, target_step)
+
+    return c_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
+
+
+def _compile_transpose(double: int, lanes: int) -> Any:
+    def function(source, source_step, count, target, target_step):
+        transpose(double, lanes, source, source_step, count, target, target_step)
+
+    return c_function(function, SIGNATURE, f"moves.transpose-{double}-{lanes}")
 
 
 def _compile_lay_out(double: int, run: int) -> Any:

@@ -4,6 +4,7 @@ Those run over contiguous rows, so that they vectorise.
 """
 
 from .compilation import helper, reduction
+from .intrinsics import address_of, copy_bytes
 
 
 @helper
@@ -23,6 +24,9 @@ def count_below(x, step, count):
 @helper
 def copy_row(target, source):
     """A row of any stride into contiguous memory."""
+    if source.strides[0] == source.itemsize:
+        copy_bytes(address_of(target), address_of(source), source.size * source.itemsize)
+        return
     for j in range(target.size):
         target[j] = source[j]
 

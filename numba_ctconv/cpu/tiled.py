@@ -25,16 +25,17 @@ from .layout import Sizes
 from .rows import count_below, first_not_below, nothing_of
 
 
-@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i s i c2 c2 o2 w3", Sizes)
+@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i s i c2 c2 o2 w3", Sizes)
 def product(
-    source, bias, panels, term_rows, term_starts, planes, phases, tiles, lay_out, sizes, workers, slabs, scratch,
-    offsets, output,
+    source, bias, panels, term_rows, term_starts, planes, phases, tiles, lay_out, deinterleave, sizes, workers, slabs,
+    scratch, offsets, output,
 ):  # fmt: skip
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
-    `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors and of that of few columns, `lay_out` that of a
-    move, or 0; `sizes` is a layout.Sizes. Scratch: slabs (workers, rows of a slab · pitch), scratch (workers, sums,
-    staging and starts of a tile), offsets (2, terms) into a slab and into rows that are read where they are.
+    `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors and of that of few columns; `lay_out` and
+    `deinterleave` those of moves, or 0; `sizes` is a layout.Sizes. Scratch: slabs (workers, rows of a slab · pitch),
+    scratch (workers, sums, staging and starts of a tile), offsets (2, terms) into a slab and into rows that are read
+    where they are.
     """
     lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
     group_rows = output.shape[1] // groups
@@ -66,7 +67,7 @@ def product(
             if source_at != 0:
                 block_at, block_offsets = source_at, address_of(offsets[1])
             elif task // parts != packed:
-                pack_slab(source, planes, sizes, group, column, columns, slab)
+                pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
                 packed = task // parts
             part = task % parts
             for row_tile in range(part * row_tiles // parts, (part + 1) * row_tiles // parts):
@@ -191,38 +192,53 @@ def store_columns(
 
 
 @helper
-def pack_slab(source, planes, sizes, group, column, columns, slab):
+def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab):
     """Copy the planes of the group's channels into rows, from `lead` before the columns to `tail` after them."""
-    lead, step_in = sizes.lead, sizes.step_in
+    lead, step_in, lanes = sizes.lead, sizes.step_in, sizes.lanes
     batch, _, length = source.shape
     channels = source.shape[1] // sizes.groups
     item_columns = lead + sizes.positions + sizes.tail
-    width = min(lead + -(-columns // sizes.lanes) * sizes.lanes + sizes.tail, sizes.pitch)
-    contiguous = step_in == 1 and source.strides[2] == source.itemsize
-    for row in range(channels * planes.size):
-        channel, plane = group * channels + row // planes.size, planes[row % planes.size] - sizes.crop_in
-        item = (column - lead) // item_columns
-        at = (column - lead) % item_columns
-        done = row * sizes.pitch
-        end = done + width
-        while done < end:
-            run = min(item_columns - at, end - done) if item < batch else end - done
-            first = (sizes.q_first - lead + at) * step_in + plane  # the sample of the first column of the run
-            begin = min(first_not_below(-first, step_in), run)
-            stop = max(count_below(length - first, step_in, run), begin) if item < batch else begin
-            slab[done : done + begin] = 0
-            if contiguous:
-                if stop > begin:
-                    copy_bytes(
-                        address_of(slab) + (done + begin) * slab.itemsize,
-                        address_of(source) + item * source.strides[0] + channel * source.strides[1]
-                        + (first + begin) * source.itemsize,
-                        (stop - begin) * slab.itemsize,
+    width = min(lead + -(-columns // lanes) * lanes + sizes.tail, sizes.pitch)
+    size = slab.itemsize
+    contiguous = source.strides[2] == size
+    every = contiguous and step_in > 1 and deinterleave != 0 and planes.size == step_in
+    first_item = (column - lead) // item_columns
+    first_at = (column - lead) % item_columns
+    for c in range(channels):
+        channel = group * channels + c
+        item, at, done = first_item, first_at, 0
+        while done < width:
+            run = min(item_columns - at, width - done) if item < batch else width - done
+            first = (sizes.q_first - lead + at) * step_in - sizes.crop_in  # the sample of plane 0 at the run's start
+            source_at = address_of(source) + item * source.strides[0] + channel * source.strides[1]
+            row_at = c * planes.size * sizes.pitch + done
+            together, moved = 0, 0  # the positions of which a move parts all planes
+            if every and item < batch:
+                together = min(first_not_below(-first, step_in), run)
+                moved = together + (count_below(length - first - step_in + 1, step_in, run) - together) // lanes * lanes
+                if moved > together:
+                    call_move(
+                        deinterleave, source_at + (first + together * step_in) * size, step_in, moved - together,
+                        address_of(slab) + (row_at + together) * size, sizes.pitch,
                     )  # fmt: skip
-            else:
-                for j in range(begin, stop):
-                    slab[done + j] = source[item, channel, first + j * step_in]
-            slab[done + stop : done + run] = 0
+                moved = max(moved, together)
+            for p in range(planes.size):
+                row = slab[row_at + p * sizes.pitch : row_at + p * sizes.pitch + run]
+                start = first + planes[p]
+                begin = min(first_not_below(-start, step_in), run)
+                stop = max(count_below(length - start, step_in, run), begin) if item < batch else begin
+                row[:begin] = 0
+                if contiguous and step_in == 1:
+                    if stop > begin:
+                        copy_bytes(
+                            address_of(row) + begin * size, source_at + (start + begin) * size, (stop - begin) * size
+                        )
+                else:
+                    for j in range(begin, min(together, stop)):
+                        row[j] = source[item, channel, start + j * step_in]
+                    for j in range(max(begin, moved), stop):
+                        row[j] = source[item, channel, start + j * step_in]
+                row[stop:] = 0
             done += run
             item += 1
             at = 0

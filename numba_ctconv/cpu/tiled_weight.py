@@ -20,16 +20,17 @@ from .layout import WeightSizes
 from .rows import count_below, first_not_below, nothing_of
 
 
-@kernel("r3 r3 n1 n1 n1 n1 i i s i o2 c2 c2 c1 w3", WeightSizes)
+@kernel("r3 r3 n1 n1 n1 n1 i i i s i o2 c2 c2 c1 w3", WeightSizes)
 def product(
-    grad_output, input, planes, shifts, taps, tiles, interleave, lay_out, sizes, workers, offsets, scratch, sums,
-    infinite, grad_weight
+    grad_output, input, planes, shifts, taps, tiles, interleave, lay_out, transpose, sizes, workers, offsets, scratch,
+    sums, infinite, grad_weight
 ):  # fmt: skip
     """Workers share (group, block of columns, part of the rows) out evenly.
 
-    `taps` is the tap of each (shift, plane), or -1; `interleave` and `lay_out` are the addresses of moves, `lay_out` 0
-    where planes are too many. Scratch: offsets (workers, stretch), scratch (workers, slab, panel and sums of a tile),
-    sums (workers, rows · shifts · pitch). `infinite` gets a NaN where an input is not finite.
+    `taps` is the tap of each (shift, plane), or -1; `interleave`, `lay_out` and `transpose` (of elements that are all
+    planes of a position) are the addresses of moves, 0 where there is none. Scratch: offsets (workers, stretch),
+    scratch (workers, slab, panel and sums of a tile), sums (workers, rows · shifts · pitch). `infinite` gets a NaN
+    where a sum is not finite, which an input may have done to it that meets no sample.
     """
     rows, width, groups, parts = sizes.rows, sizes.width, sizes.groups, sizes.parts
     batch, in_channels, length = input.shape
@@ -64,14 +65,15 @@ def product(
                 term_end = min(term + sizes.stretch, terms)
                 first_row = term // length * item_rows + term % length
                 pack_planes(
-                    grad_output, planes, sizes, group, column, own, term, term_end, item_rows, length, lay_out, slab
-                )
+                    grad_output, planes, sizes, group, column, own, term, term_end, item_rows, length, lay_out,
+                    transpose, slab,
+                )  # fmt: skip
                 for r in range(term, term_end):
                     offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * sizes.pitch
                 for row_tile in range(tile_begin, tile_end):
                     channel = group * group_rows + row_tile * rows
                     channels = min(rows, group_rows - row_tile * rows)
-                    check += pack_inputs(input, channel, channels, rows, term, term_end, sizes.lanes, interleave, panel)
+                    pack_inputs(input, channel, channels, rows, term, term_end, sizes.lanes, interleave, panel)
                     for h in range(shifts.size):
                         done = 0
                         while done < own:
@@ -87,27 +89,39 @@ def product(
                             )  # fmt: skip
                             done += span
             for row in range(tile_begin * rows, min(tile_end * rows, group_rows)):
+                row_sums = total[(row - tile_begin * rows) * row_size : (row - tile_begin * rows + 1) * row_size]
+                check += nothing_of(row_sums)
                 store_taps(
-                    total[(row - tile_begin * rows) * row_size :], taps, planes.size, sizes.pitch,
-                    column // planes.size, own // planes.size, grad_weight[group * group_rows + row],
+                    row_sums, taps, planes.size, sizes, lay_out, column // planes.size, own // planes.size,
+                    grad_weight[group * group_rows + row],
                 )  # fmt: skip
         infinite[worker] = check
 
 
 @helper
-def store_taps(total, taps, planes, pitch, channel, channels, grad_weight):
+def store_taps(sums, taps, planes, sizes, lay_out, channel, channels, grad_weight):
     """Put the sums of each (shift, plane) where its tap stands, for a row of weights."""
+    size = grad_weight.itemsize
+    moved = (
+        sizes.in_order if lay_out != 0 and grad_weight.strides[1] == size and grad_weight.strides[0] % size == 0 else 0
+    )
+    for h in range(moved):
+        call_move(
+            lay_out, address_of(sums) + h * sizes.pitch * size, planes, channels,
+            address_of(grad_weight) + channel * grad_weight.strides[0] + h * planes * size,
+            grad_weight.strides[0] // size,
+        )  # fmt: skip
     for c in range(channels):
-        for h in range(taps.size // planes):
+        for h in range(moved, taps.size // planes):
             for p in range(planes):
                 k = taps[h * planes + p]
                 if k >= 0:
-                    grad_weight[channel + c, k] = total[h * pitch + c * planes + p]
+                    grad_weight[channel + c, k] = sums[h * sizes.pitch + c * planes + p]
 
 
 @helper
 def pack_inputs(input, channel, channels, rows, term, term_end, lanes, interleave, panel):
-    """Let panel[r, m] be input channel + m at term r; return 0, or NaN where one is not finite."""
+    """Let panel[r, m] be input channel + m at term r."""
     length = input.shape[2]
     size = panel.itemsize
     contiguous = channels == rows and input.strides[2] == size and input.strides[1] % size == 0
@@ -131,26 +145,30 @@ def pack_inputs(input, channel, channels, rows, term, term_end, lanes, interleav
             done += run
             item += 1
             t = 0
-    return nothing_of(panel[: (term_end - term) * rows])
 
 
 @helper
-def pack_planes(grad_output, planes, sizes, group, column, columns, term, term_end, item_rows, length, lay_out, slab):
+def pack_planes(
+    grad_output, planes, sizes, group, column, columns, term, term_end, item_rows, length, lay_out, transpose, slab
+):  # fmt: skip
     """Let a row of the slab hold the planes of the block's channels at a position, for all that the terms reach.
 
     A block begins and ends with a whole channel.
     """
-    group_channels = grad_output.shape[1] // sizes.groups
+    first_channel = group * (grad_output.shape[1] // sizes.groups) + column // planes.size
     output_length = grad_output.shape[2]
     last = term_end - 1
     begin = term // length * item_rows + term % length
     end = last // length * item_rows + last % length + item_rows - length + 1
     size = slab.itemsize
-    contiguous = lay_out != 0 and planes.size == sizes.stride and grad_output.strides[2] == size
+    contiguous = planes.size == sizes.stride and grad_output.strides[2] == size
+    square = sizes.lanes // sizes.stride if contiguous and transpose != 0 else 1  # channels that are transposed at once
     for j in range(end - begin):
         slab[j * sizes.pitch + columns : (j + 1) * sizes.pitch] = 0
-    for c in range(0, columns, planes.size):
-        o = group * group_channels + (column + c) // planes.size
+    channels = columns // planes.size
+    c = 0
+    while c < channels:
+        together = square if c + square <= channels else 1
         item, at, done = begin // item_rows, begin % item_rows, 0
         while done < end - begin:
             run = min(item_rows - at, end - begin - done)
@@ -158,26 +176,37 @@ def pack_planes(grad_output, planes, sizes, group, column, columns, term, term_e
             # the positions of which all planes lie in the output; at the others each is looked at
             first = min(first_not_below(-start - planes[0], sizes.stride), run)
             stop = max(count_below(output_length - start - planes[planes.size - 1], sizes.stride, run), first)
-            moved = first
-            if contiguous and stop > first:
-                source = item * grad_output.strides[0] + o * grad_output.strides[1]
+            source_at = (
+                address_of(grad_output) + item * grad_output.strides[0]
+                + (first_channel + c) * grad_output.strides[1] + start * size
+            )  # fmt: skip
+            target_at = address_of(slab) + (done * sizes.pitch + c * planes.size) * size
+            squares = first
+            if together > 1:
+                squares += (stop - first) // together * together
                 call_move(
-                    lay_out, address_of(grad_output) + source + (start + first * sizes.stride) * size, sizes.stride,
-                    stop - first, address_of(slab) + ((done + first) * sizes.pitch + c) * size, sizes.pitch,
+                    transpose, source_at + first * sizes.stride * size, grad_output.strides[1], squares - first,
+                    target_at + first * sizes.pitch * size, sizes.pitch * size,
                 )  # fmt: skip
+            moved = squares
+            if contiguous and lay_out != 0:
                 moved = stop
-            for j in range(run):
-                if first <= j < moved:
-                    continue
-                l = start + j * sizes.stride
-                row = slab[(done + j) * sizes.pitch + c : (done + j) * sizes.pitch + c + planes.size]
-                if first <= j < stop:
-                    for p in range(planes.size):
-                        row[p] = grad_output[item, o, l + planes[p]]
-                else:
+                for m in range(together):
+                    call_move(
+                        lay_out, source_at + m * grad_output.strides[1] + squares * sizes.stride * size, sizes.stride,
+                        stop - squares, target_at + (squares * sizes.pitch + m * planes.size) * size, sizes.pitch,
+                    )  # fmt: skip
+            for m in range(together):
+                for j in range(run):
+                    if first <= j < moved:
+                        continue
+                    l = start + j * sizes.stride
                     for p in range(planes.size):
                         inside = 0 <= l + planes[p] < output_length
-                        row[p] = grad_output[item, o, l + planes[p]] if inside else 0
+                        slab[(done + j) * sizes.pitch + (c + m) * planes.size + p] = (
+                            grad_output[item, first_channel + c + m, l + planes[p]] if inside else 0
+                        )
             done += run
             item += 1
             at = 0
+        c += together
