@@ -262,7 +262,8 @@ def _product(
     output: Any,
 ) -> None:
     """Run the tiled product of forward or grad_input, one family of phases after the other."""
-    for own, values in packed.panels:
+    for layouts, values in packed.panels:
+        own = layouts.of(source.shape[0], positions)
         sizes = layout.sizes_of(
             own, groups, source, output.shape[1] // groups, workers, crop_in, crop_out, q_first, positions
         )
@@ -273,7 +274,7 @@ def _product(
         scratch = np.empty((workers, tile_size + staged + sizes.start_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
         lay_out = moves.moves.lay_out(output.itemsize, own.tile_phases)
-        deinterleave = moves.moves.deinterleave(output.itemsize, own.lanes, own.step_in) if own.step_in > 1 else 0
+        deinterleave = moves.moves.deinterleave(output.itemsize, own.lanes, own.step_in) if own.every_plane else 0
         tiled.product(
             source, bias, values, own.term_rows, own.term_starts, own.planes, own.phases, tiles, lay_out,
             deinterleave, sizes, workers, slabs, scratch, offsets, output,

@@ -17,6 +17,7 @@ BLOCK = 32  # terms of a partial sum: torch's accuracy at 3 % of the time, where
 SLAB_BYTES = 1024 * 1024  # what a block of columns takes of the second-level cache; weights stream past each block
 MOST_VECTORS = 6  # of a tile
 MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each still fills 16 registers
+DENSE_GAP = 8  # part of an item's positions that the gap between items may take
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
 STRETCH_BYTES = 256 * 1024  # what the columns of a stretch take of it in grad_weight, beside their sums
 STRETCH = 256  # terms of time that a tile of grad_weight sums up
@@ -98,6 +99,7 @@ class Layout(NamedTuple):
     first_taps: Any  # (phases,)
     phases: Any  # (phases,)
     planes: Any  # (planes,)
+    every_plane: bool  # whether they are 0, 1, .. up to the step: for a step of 1, the source as it is
     term_rows: Any  # (terms,), of a slab
     term_starts: Any  # (terms,), where in its row: lead - shift
     slab_rows: int
@@ -107,8 +109,21 @@ class Layout(NamedTuple):
         return -(-row_channels // (self.rows // self.tile_phases)) * -(-len(self.phases) // self.tile_phases)
 
 
+class Layouts(NamedTuple):
+    """The ways in which a family's product can be laid out; a call takes the better for its batch and length."""
+
+    spaced: Layout  # a row holds a plane of a channel; what its shifts reach lies between items
+    dense: Layout | None  # a row holds a term of its own, so that items follow each other; None where no slab fits
+
+    def of(self, batch: int, positions: int) -> Layout:
+        """The layout for so many items of so many positions."""
+        spaced = self.spaced
+        gap = spaced.lead + spaced.tail
+        return self.dense if self.dense and batch > 1 and gap * DENSE_GAP > positions else spaced
+
+
 @functools.lru_cache(maxsize=64)
-def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layout, ...] | None:
+def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layouts, ...] | None:
     """The families of phases of a forward pass over so many input channels of a group; None where no slab fits."""
     step = plan.dilation // plan.phase_step
     families: dict[tuple[int, int], list[int]] = {}
@@ -116,69 +131,88 @@ def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int)
         taps = plan.taps(phase)
         shift = plan.shift(taps[0]) if taps else 0
         families.setdefault((shift, len(taps)), []).append(phase)
-    lead = plan.shift(plan.kernel_size - 1)
     layouts = []
     for (first_shift, count), phases in families.items():
         shifts = np.array([first_shift + m * step for m in range(count)], np.int64)
-        layout = _layout(
-            rows=np.repeat(np.arange(channels), count),
-            shifts=np.tile(shifts, channels),
-            slab_rows=channels,
-            row_channels=row_channels,
-            lead=lead,
+        own = _layouts(
+            planes=np.zeros(1, np.int64),
+            plane_of_tap=np.zeros(count, np.int64),
+            shifts=shifts,
+            lead=plan.shift(plan.kernel_size - 1),
             tail=0,
+            channels=channels,
+            row_channels=row_channels,
             itemsize=itemsize,
             phases=np.array(phases),
             first_taps=np.array([plan.taps(phase)[0] if count else 0 for phase in phases]),
             taps=count,
             tap_step=plan.tap_step,
-            planes=np.zeros(1, np.int64),
             step_in=1,
             step_out=plan.stride,
         )
-        if layout is None:
+        if own is None:
             return None
-        layouts.append(layout)
+        layouts.append(own)
     return tuple(layouts)
 
 
 @functools.lru_cache(maxsize=64)
-def grad_input_layout(plan: Plan, channels: int, row_channels: int, itemsize: int) -> Layout | None:
-    """The layout of the input gradient over so many output channels of a group; None where no slab fits."""
+def grad_input_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layouts, ...] | None:
+    """The one family of the input gradient over so many output channels of a group; None where no slab fits."""
     taps = np.arange(plan.kernel_size)
     planes, plane_of_tap = np.unique(taps * plan.dilation % plan.stride, return_inverse=True)
     shifts = taps * plan.dilation // plan.stride
-    return _layout(
-        rows=(np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel(),
-        shifts=np.tile(-shifts, channels),
-        slab_rows=channels * len(planes),
-        row_channels=row_channels,
+    own = _layouts(
+        planes=planes,
+        plane_of_tap=plane_of_tap,
+        shifts=-shifts,
         lead=0,
         tail=int(shifts[-1]),
+        channels=channels,
+        row_channels=row_channels,
         itemsize=itemsize,
         phases=np.zeros(1, np.int64),
         first_taps=np.zeros(1, np.int64),
         taps=plan.kernel_size,
         tap_step=1,
-        planes=planes,
         step_in=plan.stride,
         step_out=1,
     )
+    return None if own is None else (own,)
 
 
-def _layout(*, rows: Any, shifts: Any, slab_rows: int, row_channels: int, lead: int, tail: int, itemsize: int,
-            phases: Any, **rest: Any) -> Layout | None:  # fmt: skip
+def _layouts(*, planes: Any, plane_of_tap: Any, shifts: Any, lead: int, tail: int, channels: int,
+             row_channels: int, itemsize: int, **rest: Any) -> Layouts | None:  # fmt: skip
+    """Both layouts of a family; None where the spaced one finds no slab."""
+    sizes = (channels, row_channels, itemsize)
+    rows = (np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel()
+    spaced = _layout(*sizes, planes=planes, rows=rows, shifts=np.tile(shifts, channels), lead=lead, tail=tail, **rest)
+    if spaced is None:
+        return None
+    dense = None
+    if lead + tail > 0 and len(shifts):
+        # what a tap takes of a position, whatever its shift
+        offsets = planes[plane_of_tap] - shifts * rest["step_in"]
+        each = np.arange(channels * len(shifts))
+        dense = _layout(*sizes, planes=offsets, rows=each, shifts=0 * each, lead=0, tail=0, **rest)
+    return Layouts(spaced, dense)
+
+
+def _layout(channels: int, row_channels: int, itemsize: int, *, planes: Any, rows: Any, shifts: Any, lead: int,
+            tail: int, phases: Any, step_in: int, **rest: Any) -> Layout | None:  # fmt: skip
     lanes = target.vector_bytes() // itemsize
     tile_rows, tile_phases = tile_shape(row_channels, len(phases))
     vectors = tile_vectors(tile_rows)
     full = vectors * lanes
+    slab_rows = channels * len(planes)
     room = SLAB_BYTES // itemsize // slab_rows - lead - tail
     width = full * max(1, min(room // full, WIDEST_SLAB // vectors))
     if (lead + width + tail) * slab_rows * itemsize > LARGEST_SLAB_BYTES:
         return None
     return Layout(
-        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, width=width, lead=lead,
-        tail=tail, term_rows=rows, term_starts=lead - shifts, phases=phases, slab_rows=slab_rows, **rest,
+        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, width=width, lead=lead, tail=tail,
+        term_rows=rows, term_starts=lead - shifts, phases=phases, planes=planes, slab_rows=slab_rows, step_in=step_in,
+        every_plane=np.array_equal(planes, np.arange(step_in)), **rest,
     )  # fmt: skip
 
 
@@ -235,7 +269,7 @@ def reads_in_place(layout: Layout, row_channels: int, source: Any) -> bool:
     place in the second-level cache.
     """
     _, pitch, step = source.strides
-    if layout.step_in != 1 or step != source.itemsize or pitch % step != 0 or pitch <= 0:
+    if layout.step_in != 1 or not layout.every_plane or step != source.itemsize or pitch % step != 0 or pitch <= 0:
         return False
     if layout.row_tiles(row_channels) * layout.taps > MOST_IN_PLACE:
         return False

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..geometry import Plan
 from . import layout, microkernels, tiled
-from .layout import Layout
+from .layout import Layouts
 
 TOGETHER = 16  # tiles that are packed together where they are neighbours in the weight
 
@@ -14,7 +14,7 @@ TOGETHER = 16  # tiles that are packed together where they are neighbours in the
 class Panels(NamedTuple):
     """The panels of one family of phases."""
 
-    layout: Layout
+    layouts: Layouts
     values: Any  # [group][tile][term][row]
 
 
@@ -42,8 +42,8 @@ def of_forward(weight: Any, plan: Plan, groups: int) -> Packed | None:
 def of_grad_input(weight: Any, plan: Plan, groups: int) -> Packed | None:
     """The panels of grad_input; None where the layer has no tiled layout."""
     split = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 2, 1, 3)
-    own = layout.grad_input_layout(plan, split.shape[1], split.shape[2], weight.itemsize)
-    return None if own is None else _packed(split, (own,), 1)
+    layouts = layout.grad_input_layouts(plan, split.shape[1], split.shape[2], weight.itemsize)
+    return None if layouts is None else _packed(split, layouts, 1)
 
 
 def of_rows(weight: Any) -> Rows:
@@ -51,10 +51,11 @@ def of_rows(weight: Any) -> Rows:
     return Rows(np.array(weight, order="C"), bool(np.isfinite(weight).all()))
 
 
-def _packed(split: Any, layouts: tuple[Layout, ...], together: int) -> Packed:
+def _packed(split: Any, layouts: tuple[Layouts, ...], together: int) -> Packed:
     groups, term_channels, row_channels, _ = split.shape
     panels, finite = [], True
-    for own in layouts:
+    for both in layouts:
+        own = both.spaced
         tiles = groups * own.row_tiles(row_channels)
         beyond = microkernels.panel_width(own.rows) - own.rows  # what a tile of few columns loads after the last
         values = np.empty(tiles * term_channels * own.taps * own.rows + beyond, split.dtype)
@@ -62,6 +63,6 @@ def _packed(split: Any, layouts: tuple[Layout, ...], together: int) -> Packed:
         tiled.pack_panels(
             split, own.first_taps, own.tap_step, own.taps, own.rows, own.tile_phases, together, infinite, values
         )  # fmt: skip
-        panels.append(Panels(own, values))
+        panels.append(Panels(both, values))
         finite = finite and not np.isnan(infinite).any()
     return Packed(tuple(panels), finite)

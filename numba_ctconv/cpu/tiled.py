@@ -87,11 +87,11 @@ def product(
                             address_of(start), sums_at, address_of(staging), columns - done,
                         )  # fmt: skip
                         store_columns(
-                            staging, sizes, phases, 0, column + done, columns - done, tile_phases, start_size, channel,
-                            channels, phase, output,
+                            staging, sizes, phases, lay_out, column + done, columns - done, tile_phases, start_size,
+                            channel, channels, phase, output,
                         )  # fmt: skip
                         break
-                    vectors = vectors_of(columns - done, lanes, most)
+                    vectors = vectors_of(columns - done, lanes, most, sizes.few_columns)
                     span = vectors * lanes
                     target = direct_target(sizes, phases, column + done, span, channel, channels, output)
                     call_tile(
@@ -124,9 +124,14 @@ def direct_source(source, sizes, group, column, columns):
 
 
 @helper
-def vectors_of(columns, lanes, most):
-    """Vectors of the next tile: full tiles, but what is left over is shared out with the last of them."""
-    vectors = -(-columns // lanes)
+def vectors_of(columns, lanes, most, few):
+    """Vectors of the next tile: full tiles, but what is left over is shared out with the last of them.
+
+    A few columns that no whole vector holds are left for the tile of few.
+    """
+    vectors = columns // lanes
+    if vectors == 0 or columns - vectors * lanes > few:
+        vectors = -(-columns // lanes)
     if most < vectors < 2 * most:
         return -(-vectors // 2)
     return min(vectors, most)
@@ -154,41 +159,45 @@ def store_columns(
     staging, sizes, phases, lay_out, column, columns, channel_step, column_step, channel, channels, phase, output
 ):  # fmt: skip
     """Store what of a staged tile belongs to a sample that exists."""
-    lead, tail, positions = sizes.lead, sizes.tail, sizes.positions
-    tile_phases = sizes.tile_phases
+    lead, tail, positions, step = sizes.lead, sizes.tail, sizes.positions, sizes.step_out
+    own_phases = min(sizes.tile_phases, phases.size - phase)
+    last_phase = phases[phase + own_phases - 1]
+    neighbours = lay_out != 0 and own_phases == sizes.tile_phases and last_phase - phases[phase] == own_phases - 1
+    neighbours = neighbours and output.strides[2] == output.itemsize
     item_columns = lead + positions + tail
-    own_phases = min(tile_phases, phases.size - phase)
     item = column // item_columns
     position = column - item * item_columns - lead
-    l = (sizes.q_first + position) * sizes.step_out + phases[phase] - sizes.crop_out
-    if (
-        lay_out != 0
-        and position >= 0
-        and position + columns <= positions
-        and own_phases == tile_phases
-        and phases[phase + own_phases - 1] == phases[phase] + own_phases - 1
-        and output.strides[2] == output.itemsize
-        and l >= 0
-        and l + (columns - 1) * sizes.step_out + own_phases <= output.shape[2]
-    ):  # a run of neighbouring samples from each column
-        for c in range(channels):
-            call_move(
-                lay_out, address_of(staging) + c * channel_step * staging.itemsize, column_step, columns,
-                address_of(output) + item * output.strides[0] + (channel + c) * output.strides[1] + l * output.itemsize,
-                sizes.step_out,
-            )  # fmt: skip
-        return
-    for j in range(columns):
-        if 0 <= position < positions:
-            for p in range(own_phases):
-                l = (sizes.q_first + position) * sizes.step_out + phases[phase + p] - sizes.crop_out
-                if 0 <= l < output.shape[2]:
-                    for c in range(channels):
-                        output[item, channel + c, l] = staging[c * channel_step + j * column_step + p]
-        position += 1
-        if position == positions + tail:
-            position = -lead
-            item += 1
+    j = 0
+    while j < columns:  # an item's columns after the other's; those before and after its positions are no samples
+        begin = min(max(-position, 0), columns - j)
+        run = min(positions + tail - position, columns - j)
+        end = max(min(positions - position, run), begin)
+        q = sizes.q_first + position
+        # the columns of which all phases lie in the output; at the others each is looked at
+        first = min(max(begin, first_not_below(sizes.crop_out - phases[phase] - q * step, step)), end)
+        stop = max(count_below(output.shape[2] + sizes.crop_out - last_phase - q * step, step, end), first)
+        if neighbours and stop > first:
+            l = (q + first) * step + phases[phase] - sizes.crop_out
+            for c in range(channels):
+                call_move(
+                    lay_out, address_of(staging) + (c * channel_step + (j + first) * column_step) * staging.itemsize,
+                    column_step, stop - first,
+                    address_of(output) + item * output.strides[0] + (channel + c) * output.strides[1]
+                    + l * output.itemsize,
+                    step,
+                )  # fmt: skip
+        else:
+            stop = first
+        for k in range(begin, end):
+            if k < first or k >= stop:
+                for p in range(own_phases):
+                    l = (q + k) * step + phases[phase + p] - sizes.crop_out
+                    if 0 <= l < output.shape[2]:
+                        for c in range(channels):
+                            output[item, channel + c, l] = staging[c * channel_step + (j + k) * column_step + p]
+        j += run
+        item += 1
+        position = -lead
 
 
 @helper
