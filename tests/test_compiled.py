@@ -119,7 +119,7 @@ from numba_ctconv.cpu import microkernels
 made = event.RecordingListener()
 with event.install_listener("numba:compile", made):
     y = nc.conv_transpose1d_backward(np.ones((1, 2, 30)), None, np.ones((1, 2, 1)), needs=("bias",), input_length=30)
-    tiles = [] if {tiles} == 0 else microkernels.tiles(8, 2, 4, {tiles}, 1)
+    tiles = [] if {tiles} == 0 else microkernels.tiles(8, 2, 4, {tiles}, 1, 1)
 assert (y.bias == 30).all()
 print(len(made.buffer))
 """

@@ -85,16 +85,19 @@ def test_a_layout_covers_every_tap_once(kernel_size, stride, dilation, channels,
     layer = plan(kernel_size, stride, dilation)
     layouts = layout.forward_layouts(layer, channels, row_channels, itemsize)
     seen = []
-    for own in layouts:
+    for both in layouts:
+        own = both.spaced
         assert own.rows % own.tile_phases == 0
         assert own.vectors * (own.rows + 1) < target.vector_registers() or own.vectors == 1
         assert own.row_tiles(row_channels) * own.rows >= row_channels * len(own.phases)
         for phase, first in zip(own.phases, own.first_taps, strict=True):
             taps = [int(first) + m * own.tap_step for m in range(own.taps)]
             seen += taps
-            for m, k in enumerate(taps):
-                assert k * dilation % stride == phase
-                assert own.term_starts[m] == own.lead - k * dilation // stride
+            for laid in [own] if both.dense is None else both[:2]:
+                for m, k in enumerate(taps):
+                    assert k * dilation % stride == phase
+                    plane = laid.planes[laid.term_rows[m] % len(laid.planes)]
+                    assert plane + laid.term_starts[m] - laid.lead == -(k * dilation // stride)
     assert sorted(seen) == list(range(kernel_size))
 
 
@@ -122,6 +125,25 @@ def test_moves_interleave_and_lay_out(dtype, rows, phases):
     assert np.isnan(laid_out[:, phases:]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 12])
+def test_moves_deinterleave_and_transpose(dtype, rows):
+    size = np.dtype(dtype).itemsize
+    lanes = target.vector_bytes() // size
+    source = np.random.default_rng(0).standard_normal((3 * lanes, rows)).astype(dtype)
+    parted = np.full((rows, 5 * lanes), np.nan, dtype)
+    move = moves.moves.deinterleave(size, lanes, rows)
+    call(move, source.ctypes.data, 0, 3 * lanes, parted.ctypes.data, 5 * lanes)
+    np.testing.assert_array_equal(parted[:, : 3 * lanes], source.T)
+    assert np.isnan(parted[:, 3 * lanes :]).all()
+    square = np.random.default_rng(1).standard_normal((lanes, 2 * lanes + 3)).astype(dtype)
+    transposed = np.full((2 * lanes, lanes + rows), np.nan, dtype)
+    steps = square.strides[0], 2 * lanes
+    call(moves.moves.transpose(size), square.ctypes.data, *steps, transposed.ctypes.data, transposed.strides[0])
+    np.testing.assert_array_equal(transposed[:, :lanes], square[:, : 2 * lanes].T)
+    assert np.isnan(transposed[:, lanes:]).all()
+
+
 def call(address, *integers):
     import ctypes  # noqa: PLC0415  # here alone
 
@@ -141,7 +163,7 @@ def test_a_tile_is_the_product_of_shifted_rows(rows, terms):
     expected = -start[:, None] + panel.T @ slab[offsets[:, None] + np.arange(columns)]
     for adds in (0, 1):
         sums, out = np.full(rows * columns, np.nan, np.float32), np.ones((rows, columns), np.float32)
-        address = microkernels.tiles(size, lanes, rows, 2, 1, adds)[1]
+        address = microkernels.tiles(size, lanes, rows, 2, 1, 1, adds=bool(adds))[1]
         arrays = (panel, slab, offsets)
         pointers = [a.ctypes.data for a in arrays]
         call(address, *pointers, terms, 32, start.ctypes.data, sums.ctypes.data, out.ctypes.data, columns)
@@ -266,3 +288,27 @@ def test_depthwise_infinities_reach_what_the_definition_lets_them_reach(operand)
         expected = reference.conv_transpose1d_backward(*given.values(), **parameters)
         for own, defined in zip(gradients, expected, strict=True):
             np.testing.assert_array_equal(own, defined)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_items_close_together_have_the_bits_of_items_apart(monkeypatch, dtype):
+    """A batch of short items is laid out term by term, without gaps; long ones and single ones are not."""
+    rng = np.random.default_rng(4)
+    x, w = rng.standard_normal((9, 6, 11)).astype(dtype), rng.standard_normal((6, 4, 25)).astype(dtype)
+    parameters = {"stride": 4, "padding": 11, "groups": 2}
+    taken = []
+
+    def of(self, batch, positions, choose=layout.Layouts.of):
+        taken.append(choose(self, batch, positions))
+        return taken[-1]
+
+    def results():
+        y = nc.conv_transpose1d(x, w, output_padding=1, **parameters)
+        return y, nc.conv_transpose1d_backward(np.cos(y), x, w, needs=("input",), **parameters).input
+
+    monkeypatch.setattr(layout.Layouts, "of", of)
+    close = results()
+    assert all(own.lead == own.tail == 0 for own in taken)
+    monkeypatch.setattr(layout, "DENSE_GAP", 0)
+    for one, other in zip(close, results(), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -267,10 +267,10 @@ def _product(
         sizes = layout.sizes_of(
             own, groups, source, output.shape[1] // groups, workers, crop_in, crop_out, q_first, positions
         )
-        tiles = microkernels.tiles(output.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases)
+        tiles = microkernels.tiles(output.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
         slabs = np.empty((workers, own.slab_rows * sizes.pitch + sizes.few_columns), output.dtype)
         tile_size = own.rows * own.vectors * own.lanes
-        staged = max(tile_size, microkernels.COLUMNS[-1] * sizes.start_size)
+        staged = max(tile_size // own.tile_phases * own.slots, microkernels.COLUMNS[-1] * sizes.start_size)
         scratch = np.empty((workers, tile_size + staged + sizes.start_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
         lay_out = moves.moves.lay_out(output.itemsize, own.tile_phases)
@@ -295,7 +295,7 @@ def _weight_product(
     )  # fmt: skip
     if sizes is None:
         return False
-    tiles = microkernels.tiles(input.itemsize, own.lanes, own.rows, own.vectors, 1, 1)
+    tiles = microkernels.tiles(input.itemsize, own.lanes, own.rows, own.vectors, 1, 1, adds=True)
     tile_sums = own.rows * own.vectors * own.lanes
     part_rows = (-(-row_channels // own.rows) // sizes.parts + 1) * own.rows
     offsets = np.empty((workers, sizes.stretch), np.int64)

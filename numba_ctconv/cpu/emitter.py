@@ -60,6 +60,35 @@ class Emitter:
                 result.append(value)
         return result
 
+    def spread(self, streams, slots):
+        """As `interleaved`, with room for more streams after the last: [(vector, which of its lanes hold one)]."""
+        lanes, count = self.lanes, len(streams)
+        result = []
+        for k in range(slots * len(streams[0])):
+            places = [divmod(k * lanes + lane, slots) for lane in range(lanes)]  # (column, slot) of each lane
+            value = None
+            for v in sorted({column // lanes for column, _ in places}):
+                for s in range(count):
+                    own = [(lane, c % lanes) for lane, (c, slot) in enumerate(places) if (c // lanes, slot) == (v, s)]
+                    mask = list(range(lanes))
+                    for lane, column in own:
+                        mask[lane] = lanes + column
+                    if own:
+                        value = self.permuted(streams[s][v] if value is None else value, streams[s][v], mask)
+            result.append((value, [slot < count for _, slot in places]))
+        return result
+
+    def store_some(self, value, address, kept):
+        """Store the lanes that are kept; memory of the others is not touched."""
+        bits = ir.VectorType(ir.IntType(1), self.lanes)
+        pointer = self.vector.as_pointer()
+        kind = ir.FunctionType(ir.VoidType(), [self.vector, pointer, I32, bits])
+        name = f"llvm.masked.store.v{self.lanes}f{8 * self.size}.p0"
+        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
+        self.builder.call(
+            function, [value, self.builder.inttoptr(address, pointer), I32(self.size), ir.Constant(bits, kept)]
+        )
+
     def deinterleaved(self, vectors):
         """The inverse of `interleaved`: as many streams of one vector each."""
         count, lanes = len(vectors), self.lanes

@@ -35,6 +35,7 @@ class Sizes(NamedTuple):
     lanes: int
     rows: int  # of a tile: whole channels, or a part of one
     tile_phases: int  # that a tile interleaves
+    slots: int  # that a column takes of its target
     block: int  # terms of a partial sum
     groups: int
     parts: int  # that the rows are cut into, for the workers
@@ -89,6 +90,7 @@ class Layout(NamedTuple):
     rows: int
     vectors: int  # of a full tile
     tile_phases: int
+    slots: int  # of a column of a tile's target
     width: int  # columns of a block, at most
     lead: int
     tail: int
@@ -199,11 +201,14 @@ def _layouts(*, planes: Any, plane_of_tap: Any, shifts: Any, lead: int, tail: in
 
 
 def _layout(channels: int, row_channels: int, itemsize: int, *, planes: Any, rows: Any, shifts: Any, lead: int,
-            tail: int, phases: Any, step_in: int, **rest: Any) -> Layout | None:  # fmt: skip
+            tail: int, phases: Any, step_in: int, step_out: int, **rest: Any) -> Layout | None:  # fmt: skip
     lanes = target.vector_bytes() // itemsize
     tile_rows, tile_phases = tile_shape(row_channels, len(phases))
     vectors = tile_vectors(tile_rows)
     full = vectors * lanes
+    # neighbouring phases are stored at once, with room for the phases of other families between those of two columns
+    neighbours = tile_phases == len(phases) and step_out <= MOST_PHASES and phases[-1] - phases[0] < tile_phases
+    slots = step_out if neighbours else tile_phases
     slab_rows = channels * len(planes)
     room = SLAB_BYTES // itemsize // slab_rows - lead - tail
     width = full * max(1, min(room // full, WIDEST_SLAB // vectors))
@@ -212,7 +217,7 @@ def _layout(channels: int, row_channels: int, itemsize: int, *, planes: Any, row
     return Layout(
         lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, width=width, lead=lead, tail=tail,
         term_rows=rows, term_starts=lead - shifts, phases=phases, planes=planes, slab_rows=slab_rows, step_in=step_in,
-        every_plane=np.array_equal(planes, np.arange(step_in)), **rest,
+        step_out=step_out, slots=slots, every_plane=np.array_equal(planes, np.arange(step_in)), **rest,
     )  # fmt: skip
 
 
@@ -255,7 +260,8 @@ def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, worker
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
     return Sizes(
-        lanes=layout.lanes, rows=layout.rows, tile_phases=layout.tile_phases, block=BLOCK, groups=groups, parts=parts,
+        lanes=layout.lanes, rows=layout.rows, tile_phases=layout.tile_phases, slots=layout.slots,
+        block=BLOCK, groups=groups, parts=parts,
         pitch=pitch, width=width, step_in=layout.step_in, crop_in=crop_in, step_out=layout.step_out,
         crop_out=crop_out, lead=layout.lead, tail=layout.tail, q_first=q_first, positions=positions,
         in_place=int(in_place), few_columns=few, start_size=microkernels.panel_width(layout.rows),

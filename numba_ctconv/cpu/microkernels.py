@@ -10,7 +10,8 @@ changes: lanes run over c, terms over r. Where columns are few, a tile of anothe
 in the same order.
 
 It stores with neighbouring rows interleaved: rows m = channel·phases + p, columns c = q, so that the target of a
-channel holds q·phases + p in order. Everything is passed as an address or an integer, which keeps one C signature.
+channel holds q·slots + p in order; where slots are more than phases, the others are left as they were. Everything is
+passed as an address or an integer, which keeps one C signature.
 """
 
 import functools
@@ -31,16 +32,17 @@ SIGNATURE = types.void(*[types.int64] * 9)
 
 @intrinsic(prefer_literal=True)
 def tile(
-    typingctx, double, lanes, rows, vectors, phases, adds, panel, slab, offsets, terms, block, start, sums, out, step
+    typingctx, double, lanes, rows, vectors, phases, slots, adds, panel, slab, offsets, terms, block, start, sums, out,
+    step,
 ):  # fmt: skip
-    """Emit a register tile; the first six arguments are compile-time integers, the others those of SIGNATURE."""
-    shape = Shape(*(literal.literal_value for literal in (double, lanes, rows, vectors, phases, adds)))
+    """Emit a register tile; the first seven arguments are compile-time integers, the others those of SIGNATURE."""
+    shape = Shape(*(literal.literal_value for literal in (double, lanes, rows, vectors, phases, slots, adds)))
 
     def codegen(context, builder, signature, args):
-        Tile(builder, shape).write(*args[6:])
+        Tile(builder, shape).write(*args[7:])
         return context.get_dummy_value()
 
-    arguments = (double, lanes, rows, vectors, phases, adds, *[types.int64] * 9)
+    arguments = (double, lanes, rows, vectors, phases, slots, adds, *[types.int64] * 9)
     return types.void(*arguments), codegen
 
 
@@ -52,6 +54,7 @@ class Shape(NamedTuple):
     rows: int
     vectors: int
     phases: int  # divides rows
+    slots: int  # that a column takes of the target: as many as phases, or room for others after them
     adds: int = 0  # whether the tile adds to its target, which no rows are interleaved for
 
 
@@ -64,16 +67,24 @@ class Tile(Emitter):
 
     def write(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):
         builder, shape = self.builder, self.shape
-        for channel in range(shape.rows // shape.phases):
+        channels = range(shape.rows // shape.phases)
+        for channel in channels:
             at = builder.mul(channel_stride, I64(channel))
-            for k in range(shape.phases * shape.vectors + 1):
+            for k in range(shape.slots * shape.vectors + 1):
                 self.prefetch(self.element_at(out, builder.add(at, I64(k * shape.lanes))), write=True)
         total = self.total(panel, slab, offsets, terms, block, start, sums)
-        for channel in range(shape.rows // shape.phases):
+        for channel in channels:
             streams = total[channel * shape.phases : (channel + 1) * shape.phases]
             at = builder.mul(channel_stride, I64(channel))
-            for k, value in enumerate(self.interleaved(streams)):
-                place = self.element_at(out, builder.add(at, I64(k * shape.lanes)))
+            places = [
+                self.element_at(out, builder.add(at, I64(k * shape.lanes))) for k in range(shape.slots * shape.vectors)
+            ]
+            if shape.slots > shape.phases:
+                for place, (value, kept) in zip(places, self.spread(streams, shape.slots), strict=True):
+                    if any(kept):
+                        self.store_some(value, place, kept)
+                continue
+            for place, value in zip(places, self.interleaved(streams), strict=True):
                 self.store(builder.fadd(self.load(place), value) if shape.adds else value, place)
 
     def total(self, panel, slab, offsets, terms, block, start, sums):
@@ -232,9 +243,11 @@ class CompiledTiles:
     def __init__(self) -> None:
         self._kept: dict[Shape, tuple[Any, list[Any]]] = {}
 
-    def __call__(self, itemsize: int, lanes: int, rows: int, vectors: int, phases: int, adds: int = 0) -> Any:
+    def __call__(
+        self, itemsize: int, lanes: int, rows: int, vectors: int, phases: int, slots: int, *, adds: bool = False
+    ) -> Any:
         """Addresses, int64, of the tiles of 1 to `vectors` vectors; then of that of few columns, which never adds."""
-        shape = Shape(int(itemsize == 8), lanes, rows, vectors, phases, adds)
+        shape = Shape(int(itemsize == 8), lanes, rows, vectors, phases, slots, int(adds))
         kept = self._kept.get(shape)
         if kept is None:
             with compiling:
@@ -252,14 +265,16 @@ class CompiledTiles:
 tiles = CompiledTiles()
 
 
-def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, adds: int) -> Any:
+def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, slots: int, adds: int) -> Any:
     def function(panel, slab, offsets, terms, block, start, sums, out, channel_stride):
         tile(
-            double, lanes, rows, vectors, phases, adds, panel, slab, offsets, terms, block, start, sums, out,
+            double, lanes, rows, vectors, phases, slots, adds, panel, slab, offsets, terms, block, start, sums, out,
             channel_stride,
         )  # fmt: skip
 
-    return c_function(function, SIGNATURE, f"microkernels.tile-{double}-{lanes}-{rows}-{vectors}-{phases}-{adds}")
+    return c_function(
+        function, SIGNATURE, f"microkernels.tile-{double}-{lanes}-{rows}-{vectors}-{phases}-{slots}-{adds}"
+    )
 
 
 @functools.cache

@@ -97,12 +97,12 @@ def product(
                     call_tile(
                         tiles[vectors - 1], panel_at, block_at + done * size, block_offsets, terms,
                         sizes.block, address_of(start), sums_at, target if target != 0 else address_of(staging),
-                        output.strides[1] // size if target != 0 else span * tile_phases,
+                        output.strides[1] // size if target != 0 else span * sizes.slots,
                     )  # fmt: skip
                     if target == 0:
                         kept = min(span, columns - done)
                         store_columns(
-                            staging, sizes, phases, lay_out, column + done, kept, span * tile_phases, tile_phases,
+                            staging, sizes, phases, lay_out, column + done, kept, span * sizes.slots, sizes.slots,
                             channel, channels, phase, output,
                         )  # fmt: skip
                     done += span
@@ -141,14 +141,14 @@ def vectors_of(columns, lanes, most, few):
 def direct_target(sizes, phases, column, span, channel, channels, output):
     """The address that a tile can be stored at as it is; 0 where it hangs over an edge or its samples lie apart."""
     step_out = sizes.step_out
-    if phases.size != step_out or sizes.tile_phases != step_out or channels * step_out != sizes.rows:
+    if sizes.slots != step_out or channels * sizes.tile_phases != sizes.rows:
         return 0
     if output.strides[2] != output.itemsize or output.strides[1] % output.itemsize != 0:
         return 0
     item_columns = sizes.lead + sizes.positions + sizes.tail
     item = column // item_columns
     position = column - item * item_columns - sizes.lead
-    l = (sizes.q_first + position) * step_out - sizes.crop_out
+    l = (sizes.q_first + position) * step_out + phases[0] - sizes.crop_out
     if position < 0 or position + span > sizes.positions or l < 0 or l + span * step_out > output.shape[2]:
         return 0
     return address_of(output) + item * output.strides[0] + channel * output.strides[1] + l * output.itemsize
