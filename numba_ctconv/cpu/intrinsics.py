@@ -10,6 +10,7 @@ from numba.extending import intrinsic
 
 TILE_ARGUMENTS = 9  # of microkernels.SIGNATURE
 MOVE_ARGUMENTS = 5  # of moves.SIGNATURE
+PACK_ARGUMENTS = 7  # of moves.PACK_SIGNATURE
 _BYTES = ir.IntType(8).as_pointer()
 
 
@@ -59,3 +60,15 @@ def call_move(typingctx, move, source, source_step, count, target, target_step):
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * (1 + MOVE_ARGUMENTS)), codegen
+
+
+@intrinsic
+def call_pack(typingctx, pack, source, inner_step, inner, channel_step, tap_step, taps, target):
+    """Call the compiled packing of runs at an address."""
+
+    def codegen(context, builder, signature, args):
+        function = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * PACK_ARGUMENTS)
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+        return context.get_dummy_value()
+
+    return types.void(*[types.int64] * (1 + PACK_ARGUMENTS)), codegen

@@ -17,6 +17,8 @@ MOST_ROWS = 12
 # source, its step, count, target, its step
 LONGEST_RUN = 16
 SIGNATURE = types.void(*[types.int64] * 5)
+# source, step and count of term channels, step of row channels, step and count of taps, target
+PACK_SIGNATURE = types.void(*[types.int64] * 7)
 
 
 @intrinsic(prefer_literal=True)
@@ -99,6 +101,27 @@ def lay_out(typingctx, double, run, source, source_step, count, target, target_s
     return types.void(double, run, *[types.int64] * 5), codegen
 
 
+@intrinsic(prefer_literal=True)
+def pack_runs(typingctx, double, run, channels, source, inner_step, inner, channel_step, tap_step, taps, target):
+    """Emit target[i, m, c, p] = source[i·inner_step + c·channel_step + m·tap_step + p], p < run, c < channels."""
+
+    def codegen(context, builder, signature, args):
+        source, inner_step, inner, channel_step, tap_step, taps, target = args[3:]
+        emit = Emitter(builder, double.literal_value, run.literal_value)
+        rows = range(channels.literal_value)
+        with emit.loop(inner, I64(1)) as i, emit.loop(taps, I64(1)) as m:
+            term = builder.add(builder.mul(i.index, taps), m.index)
+            to = emit.element_at(target, builder.mul(term, I64(len(rows) * emit.lanes)))
+            offset = builder.add(builder.mul(i.index, inner_step), builder.mul(m.index, tap_step))
+            at = emit.element_at(source, offset)
+            values = [emit.load(emit.element_at(at, builder.mul(channel_step, I64(c)))) for c in rows]
+            for c, value in enumerate(values):
+                emit.store(value, emit.element_at(to, I64(c * emit.lanes)))
+        return context.get_dummy_value()
+
+    return types.void(double, run, channels, *[types.int64] * 7), codegen
+
+
 class CompiledMoves:
     """The C functions of moves, compiled on first use and kept on disk."""
 
@@ -118,6 +141,10 @@ class CompiledMoves:
         if itemsize not in (4, 8):
             return 0
         return self._address(_compile_transpose, int(itemsize == 8), target.vector_bytes() // itemsize)
+
+    def pack_runs(self, itemsize: int, run: int, channels: int) -> int:
+        """The address of the packing of panels whose rows are runs of so many channels."""
+        return self._address(_compile_pack_runs, int(itemsize == 8), run, channels)
 
     def lay_out(self, itemsize: int, run: int) -> int:
         """The address of the move of runs of such a length; 0 where they are too long for registers."""
@@ -160,3 +187,10 @@ def _compile_lay_out(double: int, run: int) -> Any:
         lay_out(double, run, source, source_step, count, target, target_step)
 
     return c_function(function, SIGNATURE, f"moves.lay_out-{double}-{run}")
+
+
+def _compile_pack_runs(double: int, run: int, channels: int) -> Any:
+    def function(source, inner_step, inner, channel_step, tap_step, taps, target):
+        pack_runs(double, run, channels, source, inner_step, inner, channel_step, tap_step, taps, target)
+
+    return c_function(function, PACK_SIGNATURE, f"moves.pack_runs-{double}-{run}-{channels}")

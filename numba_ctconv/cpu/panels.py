@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import layout, microkernels, tiled
+from . import layout, microkernels, moves, tiled
 from .layout import Layouts
 
 TOGETHER = 16  # tiles that are packed together where they are neighbours in the weight
@@ -60,8 +60,11 @@ def _packed(split: Any, layouts: tuple[Layouts, ...], together: int) -> Packed:
         beyond = microkernels.panel_width(own.rows) - own.rows  # what a tile of few columns loads after the last
         values = np.empty(tiles * term_channels * own.taps * own.rows + beyond, split.dtype)
         infinite = np.zeros(tiles, split.dtype)
+        pack = moves.moves.pack_runs(split.itemsize, own.tile_phases, own.rows // own.tile_phases)
+        interleave = moves.moves.interleave(split.itemsize, own.lanes, own.rows) if own.step_out == 1 else 0
         tiled.pack_panels(
-            split, own.first_taps, own.tap_step, own.taps, own.rows, own.tile_phases, together, infinite, values
+            split, own.first_taps, own.tap_step, own.taps, own.rows, own.tile_phases, together, pack, interleave,
+            own.lanes, infinite, values,
         )  # fmt: skip
         panels.append(Panels(both, values))
         finite = finite and not np.isnan(infinite).any()

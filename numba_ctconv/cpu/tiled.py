@@ -20,9 +20,11 @@ depends on the layer alone.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_tile, copy_bytes
+from .intrinsics import address_of, call_move, call_pack, call_tile, copy_bytes
 from .layout import Sizes
 from .rows import count_below, first_not_below, nothing_of
+
+PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
 
 
 @kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i s i c2 c2 o2 w3", Sizes)
@@ -253,36 +255,64 @@ def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
             at = 0
 
 
-@kernel("r4 n1 i i i i i c1 c1")
-def pack_panels(weight, first_taps, tap_step, family_taps, rows, tile_phases, together, infinite, panels):
+@kernel("r4 n1 i i i i i i i i c1 c1")
+def pack_panels(
+    weight, first_taps, tap_step, family_taps, rows, tile_phases, together, pack, interleave, lanes, infinite, panels
+):  # fmt: skip
     """Panels [group][tile][term][row] from weight[group, term channel, row channel, tap]; rows are padded with zero.
 
-    So many tiles are filled `together`, channel by channel, so that weights which lie side by side are read so.
-    `infinite` gets what is 0 for each tile whose weights are all finite, and NaN for the others.
+    So many tiles are filled `together`, a few term channels at a time, so that weights which lie side by side are read
+    so. `pack` and `interleave` are the addresses of moves for tiles whose rows are runs of taps and for those whose
+    terms lie in a row for each channel, or 0. `infinite` gets what is 0 for each tile whose weights are all finite, and
+    NaN for the others.
     """
-    groups, term_channels, row_channels, _ = weight.shape
+    groups, term_channels, row_channels, taps = weight.shape
     phases = first_taps.size
     tile_channels = rows // tile_phases
     phase_tiles = -(-phases // tile_phases)
     tiles = -(-row_channels // tile_channels) * phase_tiles
     size = term_channels * family_taps * rows
+    bytes_each = panels.itemsize
+    even = weight.strides[0] % bytes_each == 0 and weight.strides[1] % bytes_each == 0
+    contiguous = weight.strides[3] == bytes_each and even and weight.strides[2] % bytes_each == 0
+    in_rows = contiguous and weight.strides[1] == taps * bytes_each and family_taps == taps and interleave != 0
     for batch in prange(-(-groups * tiles // together)):
         begin, end = batch * together, min((batch + 1) * together, groups * tiles)
-        for i in range(term_channels):
+        for inner in range(0, term_channels, PACK_CHANNELS):
+            inner_end = min(inner + PACK_CHANNELS, term_channels)
             for tile in range(begin, end):
                 group = tile // tiles
                 channel = tile % tiles // phase_tiles * tile_channels
                 phase = tile % phase_tiles * tile_phases
                 own_channels, own_phases = min(tile_channels, row_channels - channel), min(tile_phases, phases - phase)
-                for c in range(tile_channels):
-                    for m in range(family_taps):
-                        at = tile * size + (i * family_taps + m) * rows + c * tile_phases
-                        if c < own_channels:
-                            for p in range(own_phases):
-                                k = first_taps[phase + p] + m * tap_step
-                                panels[at + p] = weight[group, i, channel + c, k]
-                            panels[at + own_phases : at + tile_phases] = 0
-                        else:
-                            panels[at : at + tile_phases] = 0
+                first_tap = first_taps[phase]
+                whole = contiguous and own_channels == tile_channels and own_phases == tile_phases
+                at = tile * size + inner * family_taps * rows
+                source_at = address_of(weight) + group * weight.strides[0] + inner * weight.strides[1]
+                source_at += channel * weight.strides[2] + first_tap * bytes_each
+                if whole and in_rows:
+                    count = (inner_end - inner) * taps // lanes * lanes
+                    call_move(
+                        interleave, source_at, weight.strides[2] // bytes_each, count,
+                        address_of(panels) + at * bytes_each, rows,
+                    )  # fmt: skip
+                    for term in range(count, (inner_end - inner) * taps):
+                        for c in range(rows):
+                            i = inner + term // taps
+                            panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
+                elif whole and pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
+                    call_pack(
+                        pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
+                        weight.strides[2] // bytes_each, tap_step, family_taps, address_of(panels) + at * bytes_each,
+                    )  # fmt: skip
+                else:
+                    for term in range((inner_end - inner) * family_taps):
+                        i, m = inner + term // family_taps, term % family_taps
+                        for row in range(rows):
+                            c, p = row // tile_phases, row % tile_phases
+                            value = panels.dtype.type(0)
+                            if c < own_channels and p < own_phases:
+                                value = weight[group, i, channel + c, first_taps[phase + p] + m * tap_step]
+                            panels[at + term * rows + row] = value
         for tile in range(begin, end):
             infinite[tile] = nothing_of(panels[tile * size : (tile + 1) * size])
