@@ -89,6 +89,8 @@ class ConvTranspose1d:
         bound = math.sqrt(self.groups / (self.out_channels * self.kernel_size))
         engine = self._engine()
         self.algorithm = checks.algorithm(algorithm, engine.algorithms)
+        given = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        self._checked = (given, checks.parameters(*given))
         self._kept: dict[Any, Any] = {}  # what the engine makes of the weight, until the weight is another
 
         def draw(*shape: int) -> Any:
@@ -122,7 +124,10 @@ class ConvTranspose1d:
         self, input: Any, output_size: int | Iterable[int] | None = None, *, out: Any = None, stream: Any = None
     ) -> Any:
         """Forward: see :func:`numba_ctconv.conv_transpose1d`."""
-        p = checks.parameters(self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        given = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
+        if given != self._checked[0]:  # an attribute was assigned
+            self._checked = (given, checks.parameters(*given))
+        p = self._checked[1]
         return forward(input, self._weight, self._bias, p, output_size, self.algorithm, out, stream, self._kept)
 
     def backward(

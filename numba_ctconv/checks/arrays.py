@@ -40,9 +40,9 @@ def floating(array: Array, name: str) -> None:
 
 def same_dtype(arrays: Mapping[str, Array | None]) -> None:
     """One dtype for all: nothing is promoted."""
-    (first, reference), *others = ((name, a) for name, a in arrays.items() if a is not None)
+    (first, reference), *others = [(name, a) for name, a in arrays.items() if a is not None]
     for name, array in others:
-        if array.dtype != reference.dtype:
+        if array.dtype is not reference.dtype and array.dtype != reference.dtype:
             raise TypeError(
                 f"`{name}` must have the dtype of `{first}`, {reference.dtype}; got {array.dtype}. "
                 "Nothing is promoted: convert one of them with astype."

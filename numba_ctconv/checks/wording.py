@@ -27,11 +27,9 @@ def refuse(error: type[Exception], name: str, expected: str, given: object, kind
 
 def one_of(value: object, names: Sequence[str], name: str) -> None:
     """Hold a string against the names that an argument takes."""
-    expected = "one of " + ", ".join(f'"{n}"' for n in names)
-    if not isinstance(value, str):
-        refuse(TypeError, name, expected, value)
-    if value not in names:
-        refuse(ValueError, name, expected, value)
+    if not isinstance(value, str) or value not in names:
+        expected = "one of " + ", ".join(f'"{n}"' for n in names)
+        refuse(ValueError if isinstance(value, str) else TypeError, name, expected, value)
 
 
 def shown(padding: int | Crops) -> str:

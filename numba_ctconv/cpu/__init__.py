@@ -21,6 +21,7 @@ from . import grad_weight as grad_weight_kernels
 from . import target as machine
 from .panels import Packed
 
+FLOAT32, FLOAT64 = checks.DTYPES
 Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
 OVERLAP_WORK = 10_000  # candidate solutions that NumPy tries before a pair of strided arrays counts as sharing memory
 
@@ -35,6 +36,8 @@ class CpuEngine:
         return {name: None if value is None else self._operand(value, name) for name, value in values.items()}
 
     def _operand(self, value: Any, name: str) -> Any:
+        if type(value) is np.ndarray and (value.dtype is FLOAT32 or value.dtype is FLOAT64):
+            return value
         if isinstance(value, np.ma.MaskedArray):
             checks.masked(name)
         checks.floating(value, name)
@@ -80,8 +83,9 @@ class CpuEngine:
             return
         if bias is None:
             bias = np.empty(0, output.dtype)
-        plan, crop, workers = geometry.plan, geometry.crops.left, machine.threads()
+        plan, crop = geometry.plan, geometry.crops.left
         batch, out_channels, length = output.shape
+        workers = machine.workers(input.size * weight.shape[1] * plan.kernel_size)
         if algorithm == "scatter":
             forward_kernels.scatter(
                 input, weight, bias, plan.stride, plan.dilation, groups, crop, workers,
@@ -124,8 +128,9 @@ class CpuEngine:
         """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight."""
         if grad_input.size == 0:
             return
-        plan, crop, workers = geometry.plan, geometry.crops.left, machine.threads()
+        plan, crop = geometry.plan, geometry.crops.left
         batch, in_channels, length = grad_input.shape
+        workers = machine.workers(grad_input.size * weight.shape[1] * plan.kernel_size)
         if algorithm == "scatter":
             grad_input_kernels.scatter(
                 grad_output, weight, plan.stride, plan.dilation, plan.phase_step, plan.inverse, groups, crop, workers,
@@ -262,22 +267,20 @@ def _product(
     output: Any,
 ) -> None:
     """Run the tiled product of forward or grad_input, one family of phases after the other."""
-    for layouts, values in packed.panels:
-        own = layouts.of(source.shape[0], positions)
+    for panel in packed.panels:
+        own = panel.layouts.of(source.shape[0], positions)
         sizes = layout.sizes_of(
             own, groups, source, output.shape[1] // groups, workers, crop_in, crop_out, q_first, positions
         )
-        tiles = microkernels.tiles(output.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
         slabs = np.empty((workers, own.slab_rows * sizes.pitch + sizes.few_columns), output.dtype)
         tile_size = own.rows * own.vectors * own.lanes
         staged = max(tile_size // own.tile_phases * own.slots, microkernels.COLUMNS[-1] * sizes.start_size)
         scratch = np.empty((workers, tile_size + staged + sizes.start_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
-        lay_out = moves.moves.lay_out(output.itemsize, own.tile_phases)
-        deinterleave = moves.moves.deinterleave(output.itemsize, own.lanes, own.step_in) if own.every_plane else 0
         tiled.product(
-            source, bias, values, own.term_rows, own.term_starts, own.planes, own.phases, tiles, lay_out,
-            deinterleave, sizes, workers, slabs, scratch, offsets, output,
+            source, bias, panel.values, own.term_rows, own.term_starts, own.planes, own.phases, panel.tiles,
+            panel.lay_out, panel.deinterleave if own.every_plane else 0, sizes, workers, slabs, scratch, offsets,
+            output,
         )  # fmt: skip
 
 

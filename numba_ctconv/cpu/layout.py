@@ -30,28 +30,28 @@ WIDEST_SLAB = 48  # vectors; a wider one spreads each row over more pages than t
 
 
 class Sizes(NamedTuple):
-    """What the kernels are told of a call."""
+    """What the kernels are told of a layout, up to `start_size`, and of a call."""
 
     lanes: int
     rows: int  # of a tile: whole channels, or a part of one
     tile_phases: int  # that a tile interleaves
-    slots: int  # that a column takes of its target
+    slots: int  # that a column of a tile takes of its target
     block: int  # terms of a partial sum
+    step_in: int
+    step_out: int
+    lead: int
+    tail: int
+    few_columns: int  # up to which a tile has its lanes over its rows
+    start_size: int  # of what a tile starts from, and of a column of a tile of few
     groups: int
     parts: int  # that the rows are cut into, for the workers
     pitch: int  # of a slab's rows
     width: int  # columns of a block
-    step_in: int
     crop_in: int
-    step_out: int
     crop_out: int
-    lead: int
-    tail: int
     q_first: int
     positions: int  # of an item
     in_place: int  # whether blocks inside an item are read where they are
-    few_columns: int  # up to which a tile has its lanes over its rows
-    start_size: int  # of what a tile starts from, and of a column of a tile of few
 
 
 class WeightSizes(NamedTuple):
@@ -86,11 +86,13 @@ class WeightLayout(NamedTuple):
 class Layout(NamedTuple):
     """One family of phases of a layer: those that share their shifts."""
 
+    fixed: tuple[int, ...]  # what Sizes says of it
     lanes: int
     rows: int
     vectors: int  # of a full tile
     tile_phases: int
     slots: int  # of a column of a tile's target
+    few_columns: int
     width: int  # columns of a block, at most
     lead: int
     tail: int
@@ -214,10 +216,14 @@ def _layout(channels: int, row_channels: int, itemsize: int, *, planes: Any, row
     width = full * max(1, min(room // full, WIDEST_SLAB // vectors))
     if (lead + width + tail) * slab_rows * itemsize > LARGEST_SLAB_BYTES:
         return None
+    few = few_columns(tile_rows)
+    start_size = microkernels.panel_width(tile_rows)
     return Layout(
-        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, width=width, lead=lead, tail=tail,
-        term_rows=rows, term_starts=lead - shifts, phases=phases, planes=planes, slab_rows=slab_rows, step_in=step_in,
-        step_out=step_out, slots=slots, every_plane=np.array_equal(planes, np.arange(step_in)), **rest,
+        fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size),
+        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, lead=lead,
+        tail=tail, few_columns=few, term_rows=rows, term_starts=lead - shifts, phases=phases, planes=planes,
+        slab_rows=slab_rows, step_in=step_in, step_out=step_out,
+        every_plane=np.array_equal(planes, np.arange(step_in)), **rest,
     )  # fmt: skip
 
 
@@ -254,18 +260,13 @@ def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, worker
     blocks = max(1, -(-columns // widest))
     width = min(widest, -(-columns // blocks // full) * full)
     blocks = -(-columns // width)
-    few = few_columns(layout.rows)
     pitch = layout.lead + width + layout.tail
-    if columns <= few:  # rows so short that many share a cache line
+    if columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
-    return Sizes(
-        lanes=layout.lanes, rows=layout.rows, tile_phases=layout.tile_phases, slots=layout.slots,
-        block=BLOCK, groups=groups, parts=parts,
-        pitch=pitch, width=width, step_in=layout.step_in, crop_in=crop_in, step_out=layout.step_out,
-        crop_out=crop_out, lead=layout.lead, tail=layout.tail, q_first=q_first, positions=positions,
-        in_place=int(in_place), few_columns=few, start_size=microkernels.panel_width(layout.rows),
-    )  # fmt: skip
+    return Sizes._make(
+        (*layout.fixed, groups, parts, pitch, width, crop_in, crop_out, q_first, positions, int(in_place))
+    )
 
 
 def reads_in_place(layout: Layout, row_channels: int, source: Any) -> bool:

@@ -16,6 +16,9 @@ class Panels(NamedTuple):
 
     layouts: Layouts
     values: Any  # [group][tile][term][row]
+    tiles: Any  # addresses of the tiles
+    lay_out: int  # and of moves: of the runs that a tile leaves, and
+    deinterleave: int  # of the planes of the spaced layout; each is compiled here, whatever layout calls take
 
 
 class Rows(NamedTuple):
@@ -66,6 +69,14 @@ def _packed(split: Any, layouts: tuple[Layouts, ...], together: int) -> Packed:
             split, own.first_taps, own.tap_step, own.taps, own.rows, own.tile_phases, together, pack, interleave,
             own.lanes, infinite, values,
         )  # fmt: skip
-        panels.append(Panels(both, values))
+        panels.append(
+            Panels(
+                both,
+                values,
+                microkernels.tiles(split.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots),
+                moves.moves.lay_out(split.itemsize, own.tile_phases),
+                moves.moves.deinterleave(split.itemsize, own.lanes, own.step_in) if own.every_plane else 0,
+            )
+        )
         finite = finite and not np.isnan(infinite).any()
     return Packed(tuple(panels), finite)

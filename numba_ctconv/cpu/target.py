@@ -17,6 +17,7 @@ from numba.np.ufunc import parallel
 SUMS_BYTES = 16 * 1024
 LONGEST_STRETCH = 512
 MOST_PHASES = 32
+FEW_PRODUCTS = 30_000  # a microsecond's
 CHANNELS_TOGETHER = 4  # rows of a slab: input channels that meet a sum while it is in a register
 
 
@@ -55,6 +56,11 @@ def threads() -> int:
     # what numba.get_num_threads() asks for once the threads run, under two locks, which take seven times as long
     count = getattr(parallel, "_get_num_threads", numba.get_num_threads)
     return max(1, int(count()))  # "workqueue" knows of none in a thread that was started after a fork
+
+
+def workers(products: int) -> int:
+    """Workers for so many products: one where waking others would take longer than the work."""
+    return threads() if products > FEW_PRODUCTS else 1
 
 
 @functools.cache
