@@ -228,10 +228,13 @@ def _layout(channels: int, row_channels: int, itemsize: int, *, planes: Any, row
 
 
 def tile_shape(row_channels: int, phases: int) -> tuple[int, int]:
-    """Rows of a tile and how many phases it interleaves: whole channels where they fit, else a part of one."""
+    """Rows of a tile and how many phases it interleaves: whole channels where they fit, else an even part of one."""
     usual = target.vector_registers() // 4
-    if phases > MOST_PHASES:
-        return usual, usual
+    most = usual + usual // 2  # rows of which two vectors each, theirs and a weight still fit the registers
+    if phases > most:
+        parts = [part for part in range(most, usual - 1, -1) if phases % part == 0]
+        own = parts[0] if parts else phases if phases <= MOST_PHASES else usual
+        return own, own
     channels = max(1, usual // phases)
     tiles = -(-row_channels // channels)
     return phases * -(-row_channels // tiles), phases

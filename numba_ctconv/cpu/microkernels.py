@@ -25,6 +25,7 @@ from .compilation import compiling
 from .emitter import I64, Emitter, c_function
 
 COLUMNS = (2, 3, 5, 9)  # that a tile of few columns may have: what chunks of 1, 2, 4 and 8 samples reach
+CACHE_LINE = 64  # bytes
 PANEL_AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
 # panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
 SIGNATURE = types.void(*[types.int64] * 9)
@@ -160,8 +161,8 @@ class Tile(Emitter):
         offset = self.index_at(offsets, r)
         x = [self.load(self.element_at(slab, builder.add(offset, I64(v * shape.lanes)))) for v in range(shape.vectors)]
         # what the next tile will load: a row that is read in place is new to the caches at its first tile
-        for v in range(shape.vectors):
-            ahead = builder.add(offset, I64((shape.vectors + v) * shape.lanes))
+        for k in range(0, shape.vectors * shape.lanes, CACHE_LINE // self.size):
+            ahead = builder.add(offset, I64(shape.vectors * shape.lanes + k))
             self.prefetch(self.element_at(slab, ahead), write=False)
         weights = self.element_at(panel, builder.mul(r, I64(shape.rows)))
         # weights that come from memory stream past once a block of columns
