@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import layer_problems
-from numba_ctconv.cpu import depthwise_rows, layout, microkernels, moves, target
+from numba_ctconv.cpu import depthwise_rows, layout, microkernels, moves, target, weight_layout
 from numba_ctconv.geometry import plan
 
 
@@ -210,8 +210,8 @@ def test_what_is_kept_serves_only_the_parameters_it_was_packed_for():
 @pytest.mark.parametrize("kernel_size", [4, 25])
 def test_workers_do_not_choose_the_algorithm_of_grad_weight(row_channels, kernel_size):
     """A layer too large for the tiled product is so for any number of threads: they must not change its bits."""
-    own = layout.weight_layout(plan(kernel_size, 1, 1), row_channels, 4)
-    sizes = [layout.weight_sizes(own, 1, 2, 500, row_channels, 256, n, 1, 0, 4) for n in (1, 2, 3, 4, 8, 64)]
+    own = weight_layout.weight_layout(plan(kernel_size, 1, 1), row_channels, 4)
+    sizes = [weight_layout.weight_sizes(own, 1, 2, 500, row_channels, 256, n, 1, 0, 4) for n in (1, 2, 3, 4, 8, 64)]
     assert len({found is None for found in sizes}) == 1
     for found in sizes:
         if found is not None:

@@ -1,7 +1,7 @@
 """The layout of the tiled product: which terms, planes and tiles a layer has, and how its columns are cut.
 
 Pure Python and NumPy over geometry.Plan, cached by layer: nothing here depends on a length or a batch but `sizes_of`.
-Called by the engine.
+Called by the engine. weight_layout.py is its twin for grad_weight, whose product sums over time.
 """
 
 import functools
@@ -19,9 +19,6 @@ MOST_VECTORS = 6  # of a tile
 MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each still fills 16 registers
 DENSE_GAP = 8  # part of an item's positions that the gap between items may take
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
-STRETCH_BYTES = 256 * 1024  # what the columns of a stretch take of it in grad_weight, beside their sums
-STRETCH = 256  # terms of time that a tile of grad_weight sums up
-SUMS_BYTES = 2 * 1024 * 1024  # sums of grad_weight that wait while time passes
 MOST_IN_PLACE = 64  # times that a sample is loaded, below which copying it first would show
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
@@ -30,7 +27,7 @@ WIDEST_SLAB = 48  # vectors; a wider one spreads each row over more pages than t
 
 
 class Sizes(NamedTuple):
-    """What the kernels are told of a layout, up to `start_size`, and of a call."""
+    """What the kernels are told of a layout, up to `few_size`, and of a call."""
 
     lanes: int
     rows: int  # of a tile: whole channels, or a part of one
@@ -43,6 +40,7 @@ class Sizes(NamedTuple):
     tail: int
     few_columns: int  # up to which a tile has its lanes over its rows
     start_size: int  # of what a tile starts from, and of a column of a tile of few
+    few_size: int  # of what a tile of few columns stores
     groups: int
     parts: int  # that the rows are cut into, for the workers
     pitch: int  # of a slab's rows
@@ -52,35 +50,6 @@ class Sizes(NamedTuple):
     q_first: int
     positions: int  # of an item
     in_place: int  # whether blocks inside an item are read where they are
-
-
-class WeightSizes(NamedTuple):
-    """What the kernel of grad_weight is told of a call."""
-
-    lanes: int
-    rows: int  # of a tile: input channels
-    block: int  # terms of a partial sum
-    stretch: int  # terms of a tile
-    groups: int
-    parts: int  # that the rows are cut into, for the workers
-    width: int  # columns (output channels and their planes) of a block
-    pitch: int  # of a slab's rows
-    slab_rows: int
-    stride: int
-    crop_left: int
-    in_order: int  # shifts whose planes are neighbouring taps
-
-
-class WeightLayout(NamedTuple):
-    """The planes and shifts of a layer's grad_weight, and which tap stands where."""
-
-    lanes: int
-    rows: int
-    vectors: int
-    planes: Any  # (planes,)
-    shifts: Any  # (shifts,), rising
-    taps: Any  # (shifts · planes,), -1 where no tap has that shift and plane
-    in_order: int  # shifts, from the first on, whose planes are neighbouring taps in order
 
 
 class Layout(NamedTuple):
@@ -219,7 +188,8 @@ def _layout(channels: int, row_channels: int, itemsize: int, *, planes: Any, row
     few = few_columns(tile_rows)
     start_size = microkernels.panel_width(tile_rows)
     return Layout(
-        fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size),
+        fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size,
+               start_size * microkernels.COLUMNS[-1]),
         lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, lead=lead,
         tail=tail, few_columns=few, term_rows=rows, term_starts=lead - shifts, phases=phases, planes=planes,
         slab_rows=slab_rows, step_in=step_in, step_out=step_out,
@@ -284,51 +254,3 @@ def reads_in_place(layout: Layout, row_channels: int, source: Any) -> bool:
     if layout.row_tiles(row_channels) * layout.taps > MOST_IN_PLACE:
         return False
     return layout.slab_rows * math.gcd(pitch, CACHE_PERIOD) <= CACHE_WAYS * CACHE_PERIOD
-
-
-@functools.lru_cache(maxsize=64)
-def weight_layout(plan: Plan, row_channels: int, itemsize: int) -> WeightLayout | None:
-    """The layout of grad_weight; None where most (shift, plane) pairs would have no tap."""
-    taps = np.arange(plan.kernel_size)
-    planes, plane_of_tap = np.unique(taps * plan.dilation % plan.stride, return_inverse=True)
-    shifts, shift_of_tap = np.unique(taps * plan.dilation // plan.stride, return_inverse=True)
-    if len(planes) * len(shifts) > 2 * plan.kernel_size + len(planes):
-        return None
-    where = np.full(len(shifts) * len(planes), -1)
-    where[shift_of_tap * len(planes) + plane_of_tap] = taps
-    rows, _ = tile_shape(row_channels, 1)
-    ordered = (where == np.arange(len(where))).reshape(len(shifts), len(planes)).all(axis=1)
-    in_order = int(np.cumprod(ordered).sum())
-    lanes = target.vector_bytes() // itemsize
-    return WeightLayout(lanes, rows, tile_vectors(rows), planes, shifts, where, in_order)
-
-
-def weight_sizes(layout: WeightLayout, groups: int, batch: int, length: int, row_channels: int, channels: int,
-                 workers: int, stride: int, crop_left: int, itemsize: int) -> WeightSizes | None:  # fmt: skip
-    """The sizes of a call; None where its scratch memory would be too much."""
-    terms = batch * length
-    reach = int(layout.shifts[-1])
-    stretch = min(STRETCH, terms)
-    # rows that a stretch spans: its terms, what follows the last, and what lies between its items
-    slab_rows = stretch + reach * (stretch // length + 2)
-    columns = channels * len(layout.planes)
-    sum_rows = -(-row_channels // layout.rows) * layout.rows * len(layout.shifts)
-    most = min(STRETCH_BYTES // itemsize // slab_rows, SUMS_BYTES // itemsize // sum_rows)
-    planes = len(layout.planes)
-    full = layout.vectors * layout.lanes
-    most = min(columns, full * max(1, most // full))
-    # held against the widest block that any number of workers gets, so that workers do not choose the algorithm
-    widest = -(-most // planes) * planes + layout.lanes
-    if max(slab_rows, sum_rows) * widest * itemsize > LARGEST_SLAB_BYTES:
-        return None
-    blocks = -(-columns // most)
-    blocks = -(-blocks // workers) * workers if columns >= workers * full else blocks
-    width = -(-columns // blocks // planes) * planes  # whole channels
-    pitch = -(-width // layout.lanes) * layout.lanes
-    blocks = -(-columns // width)
-    row_tiles = -(-row_channels // layout.rows)
-    parts = 1 if groups * blocks >= workers else min(row_tiles, -(-workers // (groups * blocks)))
-    return WeightSizes(
-        lanes=layout.lanes, rows=layout.rows, block=BLOCK, stretch=stretch, groups=groups, parts=parts, width=width,
-        pitch=pitch, slab_rows=slab_rows, stride=stride, crop_left=crop_left, in_order=layout.in_order,
-    )  # fmt: skip

@@ -186,21 +186,20 @@ class Tile(Emitter):
 
 
 @intrinsic(prefer_literal=True)
-def column_tile(typingctx, double, rows, panel, slab, offsets, terms, block, start, sums, out, columns):
-    """Emit the tile of few columns: as `tile`, but what it stores is out[c·width + m], not interleaved.
+def column_tile(typingctx, double, rows, panel, slab, offsets, terms, block, start, other, out, columns):
+    """Emit the tile of few columns, of two panels at once: `panel` and, in place of sums, the `other`.
 
-    `width` is that of panel_width; what is read beyond the rows is of no consequence. `sums` is not used.
+    It starts from start[tile·width + m] and stores out[(tile·most + c)·width + m], not interleaved, where `width` is
+    that of panel_width and `most` the last of COLUMNS; what is read beyond the rows is of no consequence.
     """
 
     def codegen(context, builder, signature, args):
         emit = ColumnTile(builder, double.literal_value, rows.literal_value)
-        *operands, out, columns = args[2:]
-        for count in COLUMNS:
-            with builder.if_then(builder.and_(
-                builder.icmp_signed("<=", columns, I64(count)),
-                builder.icmp_signed(">", columns, I64(max((c for c in COLUMNS if c < count), default=0))),
-            )):  # fmt: skip
-                emit.write(count, *operands, out)
+        *operands, columns = args[2:]
+        for fewer, count in zip((0, *COLUMNS), COLUMNS, strict=False):
+            own = builder.icmp_signed(">", columns, I64(fewer)), builder.icmp_signed("<=", columns, I64(count))
+            with builder.if_then(builder.and_(*own)):
+                emit.write(count, *operands)
         return context.get_dummy_value()
 
     return types.void(double, rows, *[types.int64] * 9), codegen
@@ -212,30 +211,35 @@ def panel_width(rows: int) -> int:
 
 
 class ColumnTile(Emitter):
-    """Writes the code of a tile of few columns, whose sums all fit registers."""
+    """Writes the code of a tile of few columns.
+
+    Its sums are so few that they would wait for each other; those of two panels side by side do not.
+    """
 
     def __init__(self, builder: Any, double: int, rows: int) -> None:
         super().__init__(builder, double, panel_width(rows))
         self.rows = rows
 
-    def write(self, count, panel, slab, offsets, terms, block, start, _, out):
-        builder = self.builder
-        nothing = builder.fneg(self.load(start))
-        with self.loop(terms, block, [nothing] * count) as blocks:
+    def write(self, count, panel, slab, offsets, terms, block, start, other, out):
+        builder, panels = self.builder, (panel, other)
+        cells = [(t, c) for t in range(len(panels)) for c in range(count)]
+        places = [self.element_at(out, I64((t * COLUMNS[-1] + c) * self.lanes)) for t, c in cells]
+        for (t, _), place in zip(cells, places, strict=True):
+            self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.lanes)))), place)
+        with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
-            with self.loop(own_terms, I64(1), [self.zero()] * count) as own:
+            with self.loop(own_terms, I64(1), [self.zero()] * len(cells)) as own:
                 r = builder.add(blocks.index, own.index)
-                weights = self.element_at(panel, builder.mul(r, I64(self.rows)))
-                self.prefetch(builder.add(weights, I64(PANEL_AHEAD)), write=False)
-                w = self.load(weights)
-                samples = self.element_at(slab, self.index_at(offsets, r))
-                own.keep([
-                    builder.call(self.fma, [w, self.broadcast_at(samples, c), partial])
-                    for c, partial in enumerate(own.values)
-                ])  # fmt: skip
-            blocks.keep([builder.fadd(*pair) for pair in zip(blocks.values, own.values, strict=True)])
-        for c, total in enumerate(blocks.values):
-            self.store(total, self.element_at(out, I64(c * self.lanes)))
+                weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
+                for address in weights:
+                    self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
+                w = [self.load(address) for address in weights]
+                at = self.element_at(slab, self.index_at(offsets, r))
+                samples = [self.broadcast_at(at, c) for c in range(count)]
+                sums = zip(cells, own.values, strict=True)
+                own.keep([builder.call(self.fma, [w[t], samples[c], sum_]) for (t, c), sum_ in sums])
+            for place, partial in zip(places, own.values, strict=True):
+                self.store(builder.fadd(self.load(place), partial), place)
 
 
 class CompiledTiles:
@@ -280,7 +284,7 @@ def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, slot
 
 @functools.cache
 def _compile_columns(double: int, rows: int) -> Any:
-    def function(panel, slab, offsets, terms, block, start, sums, out, columns):
-        column_tile(double, rows, panel, slab, offsets, terms, block, start, sums, out, columns)
+    def function(panel, slab, offsets, terms, block, start, other, out, columns):
+        column_tile(double, rows, panel, slab, offsets, terms, block, start, other, out, columns)
 
     return c_function(function, SIGNATURE, f"microkernels.column_tile-{double}-{rows}")

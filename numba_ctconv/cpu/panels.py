@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import layout, microkernels, moves, tiled
+from . import layout, microkernels, moves, packing
 from .layout import Layouts
 
 TOGETHER = 16  # tiles that are packed together where they are neighbours in the weight
@@ -65,7 +65,7 @@ def _packed(split: Any, layouts: tuple[Layouts, ...], together: int) -> Packed:
         infinite = np.zeros(tiles, split.dtype)
         pack = moves.moves.pack_runs(split.itemsize, own.tile_phases, own.rows // own.tile_phases)
         interleave = moves.moves.interleave(split.itemsize, own.lanes, own.rows) if own.step_out == 1 else 0
-        tiled.pack_panels(
+        packing.pack_panels(
             split, own.first_taps, own.tap_step, own.taps, own.rows, own.tile_phases, together, pack, interleave,
             own.lanes, infinite, values,
         )  # fmt: skip

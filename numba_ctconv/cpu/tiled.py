@@ -20,11 +20,10 @@ depends on the layer alone.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_pack, call_tile, copy_bytes
+from .intrinsics import address_of, call_move, call_tile
 from .layout import Sizes
-from .rows import count_below, first_not_below, nothing_of
-
-PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
+from .packing import pack_slab
+from .rows import count_below, first_not_below
 
 
 @kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i s i c2 c2 o2 w3", Sizes)
@@ -36,8 +35,8 @@ def product(
 
     `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors and of that of few columns; `lay_out` and
     `deinterleave` those of moves, or 0; `sizes` is a layout.Sizes. Scratch: slabs (workers, rows of a slab · pitch),
-    scratch (workers, sums, staging and starts of a tile), offsets (2, terms) into a slab and into rows that are read
-    where they are.
+    scratch (workers, sums of a tile, staging, and what two tiles start from), offsets (2, terms) into a slab and into
+    rows that are read where they are.
     """
     lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
     group_rows = output.shape[1] // groups
@@ -49,8 +48,9 @@ def product(
     size = panels.itemsize
     tasks = groups * blocks * parts
     most = tiles.size - 1  # vectors of a tile
-    tile_size, start_size = rows * most * lanes, sizes.start_size
+    tile_size, start_size, few_size = rows * most * lanes, sizes.start_size, sizes.few_size
     terms = term_rows.size
+    panel_size = terms * rows * size
     for r in range(terms):
         offsets[0, r] = term_rows[r] * sizes.pitch + term_starts[r]
         offsets[1, r] = term_rows[r] * (source.strides[1] // size) + term_starts[r] - sizes.lead
@@ -59,8 +59,8 @@ def product(
         slab = slabs[worker]
         sums = scratch[worker]
         sums_at = address_of(sums)
-        staging = sums[tile_size : sums.size - start_size]
-        start = sums[sums.size - start_size :]
+        staging = sums[tile_size : sums.size - 2 * start_size]
+        start = sums[sums.size - 2 * start_size :]
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, column = task // parts // blocks, sizes.lead + task // parts % blocks * sizes.width
             columns = min(sizes.width, column_end - column)
@@ -72,33 +72,38 @@ def product(
                 pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
                 packed = task // parts
             part = task % parts
-            for row_tile in range(part * row_tiles // parts, (part + 1) * row_tiles // parts):
-                channel = row_tile // phase_tiles * tile_channels  # of the group
-                phase = row_tile % phase_tiles * tile_phases
-                channels = min(tile_channels, group_rows - channel)
-                channel += group * group_rows
+            row_begin, row_end = part * row_tiles // parts, (part + 1) * row_tiles // parts
+            for row_tile in range(row_begin, row_end):
+                channel, phase, channels = place_of(row_tile, sizes, phases, group, group_rows)
+                second = (row_tile - row_begin) % 2  # of the two tiles that few columns are computed of at once
                 for m in range(rows):
                     c = m // tile_phases
-                    start[m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
-                panel_at = address_of(panels) + (group * row_tiles + row_tile) * terms * rows * size
+                    start[second * start_size + m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
+                panel_at = address_of(panels) + (group * row_tiles + row_tile) * panel_size
                 done = 0
                 while done < columns:
                     if columns - done <= sizes.few_columns:
-                        call_tile(
-                            tiles[most], panel_at, block_at + done * size, block_offsets, terms, sizes.block,
-                            address_of(start), sums_at, address_of(staging), columns - done,
-                        )  # fmt: skip
-                        store_columns(
-                            staging, sizes, phases, lay_out, column + done, columns - done, tile_phases, start_size,
-                            channel, channels, phase, output,
-                        )  # fmt: skip
+                        if second == 1 or row_tile + 1 == row_end:  # a last one by itself is computed twice
+                            call_tile(
+                                tiles[most], panel_at - second * panel_size, block_at + done * size, block_offsets,
+                                terms, sizes.block, address_of(start), panel_at, address_of(staging), columns - done,
+                            )  # fmt: skip
+                            for t in range(second + 1):
+                                channel, phase, channels = place_of(
+                                    row_tile - second + t, sizes, phases, group, group_rows
+                                )
+                                store_columns(
+                                    staging[t * few_size :], sizes, phases, lay_out, column + done, columns - done,
+                                    tile_phases, start_size, channel, channels, phase, output,
+                                )  # fmt: skip
                         break
                     vectors = vectors_of(columns - done, lanes, most, sizes.few_columns)
                     span = vectors * lanes
                     target = direct_target(sizes, phases, column + done, span, channel, channels, output)
                     call_tile(
                         tiles[vectors - 1], panel_at, block_at + done * size, block_offsets, terms,
-                        sizes.block, address_of(start), sums_at, target if target != 0 else address_of(staging),
+                        sizes.block, address_of(start) + second * start_size * size, sums_at,
+                        target if target != 0 else address_of(staging),
                         output.strides[1] // size if target != 0 else span * sizes.slots,
                     )  # fmt: skip
                     if target == 0:
@@ -108,6 +113,16 @@ def product(
                             channel, channels, phase, output,
                         )  # fmt: skip
                     done += span
+
+
+@helper
+def place_of(row_tile, sizes, phases, group, group_rows):
+    """The first output channel and phase of a tile, and how many channels it has."""
+    tile_channels = sizes.rows // sizes.tile_phases
+    phase_tiles = -(-phases.size // sizes.tile_phases)
+    channel = row_tile // phase_tiles * tile_channels  # of the group
+    phase = row_tile % phase_tiles * sizes.tile_phases
+    return channel + group * group_rows, phase, min(tile_channels, group_rows - channel)
 
 
 @helper
@@ -200,119 +215,3 @@ def store_columns(
         j += run
         item += 1
         position = -lead
-
-
-@helper
-def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab):
-    """Copy the planes of the group's channels into rows, from `lead` before the columns to `tail` after them."""
-    lead, step_in, lanes = sizes.lead, sizes.step_in, sizes.lanes
-    batch, _, length = source.shape
-    channels = source.shape[1] // sizes.groups
-    item_columns = lead + sizes.positions + sizes.tail
-    width = min(lead + -(-columns // lanes) * lanes + sizes.tail, sizes.pitch)
-    size = slab.itemsize
-    contiguous = source.strides[2] == size
-    every = contiguous and step_in > 1 and deinterleave != 0 and planes.size == step_in
-    first_item = (column - lead) // item_columns
-    first_at = (column - lead) % item_columns
-    for c in range(channels):
-        channel = group * channels + c
-        item, at, done = first_item, first_at, 0
-        while done < width:
-            run = min(item_columns - at, width - done) if item < batch else width - done
-            first = (sizes.q_first - lead + at) * step_in - sizes.crop_in  # the sample of plane 0 at the run's start
-            source_at = address_of(source) + item * source.strides[0] + channel * source.strides[1]
-            row_at = c * planes.size * sizes.pitch + done
-            together, moved = 0, 0  # the positions of which a move parts all planes
-            if every and item < batch:
-                together = min(first_not_below(-first, step_in), run)
-                moved = together + (count_below(length - first - step_in + 1, step_in, run) - together) // lanes * lanes
-                if moved > together:
-                    call_move(
-                        deinterleave, source_at + (first + together * step_in) * size, step_in, moved - together,
-                        address_of(slab) + (row_at + together) * size, sizes.pitch,
-                    )  # fmt: skip
-                moved = max(moved, together)
-            for p in range(planes.size):
-                row = slab[row_at + p * sizes.pitch : row_at + p * sizes.pitch + run]
-                start = first + planes[p]
-                begin = min(first_not_below(-start, step_in), run)
-                stop = max(count_below(length - start, step_in, run), begin) if item < batch else begin
-                row[:begin] = 0
-                if contiguous and step_in == 1:
-                    if stop > begin:
-                        copy_bytes(
-                            address_of(row) + begin * size, source_at + (start + begin) * size, (stop - begin) * size
-                        )
-                else:
-                    for j in range(begin, min(together, stop)):
-                        row[j] = source[item, channel, start + j * step_in]
-                    for j in range(max(begin, moved), stop):
-                        row[j] = source[item, channel, start + j * step_in]
-                row[stop:] = 0
-            done += run
-            item += 1
-            at = 0
-
-
-@kernel("r4 n1 i i i i i i i i c1 c1")
-def pack_panels(
-    weight, first_taps, tap_step, family_taps, rows, tile_phases, together, pack, interleave, lanes, infinite, panels
-):  # fmt: skip
-    """Panels [group][tile][term][row] from weight[group, term channel, row channel, tap]; rows are padded with zero.
-
-    So many tiles are filled `together`, a few term channels at a time, so that weights which lie side by side are read
-    so. `pack` and `interleave` are the addresses of moves for tiles whose rows are runs of taps and for those whose
-    terms lie in a row for each channel, or 0. `infinite` gets what is 0 for each tile whose weights are all finite, and
-    NaN for the others.
-    """
-    groups, term_channels, row_channels, taps = weight.shape
-    phases = first_taps.size
-    tile_channels = rows // tile_phases
-    phase_tiles = -(-phases // tile_phases)
-    tiles = -(-row_channels // tile_channels) * phase_tiles
-    size = term_channels * family_taps * rows
-    bytes_each = panels.itemsize
-    even = weight.strides[0] % bytes_each == 0 and weight.strides[1] % bytes_each == 0
-    contiguous = weight.strides[3] == bytes_each and even and weight.strides[2] % bytes_each == 0
-    in_rows = contiguous and weight.strides[1] == taps * bytes_each and family_taps == taps and interleave != 0
-    for batch in prange(-(-groups * tiles // together)):
-        begin, end = batch * together, min((batch + 1) * together, groups * tiles)
-        for inner in range(0, term_channels, PACK_CHANNELS):
-            inner_end = min(inner + PACK_CHANNELS, term_channels)
-            for tile in range(begin, end):
-                group = tile // tiles
-                channel = tile % tiles // phase_tiles * tile_channels
-                phase = tile % phase_tiles * tile_phases
-                own_channels, own_phases = min(tile_channels, row_channels - channel), min(tile_phases, phases - phase)
-                first_tap = first_taps[phase]
-                whole = contiguous and own_channels == tile_channels and own_phases == tile_phases
-                at = tile * size + inner * family_taps * rows
-                source_at = address_of(weight) + group * weight.strides[0] + inner * weight.strides[1]
-                source_at += channel * weight.strides[2] + first_tap * bytes_each
-                if whole and in_rows:
-                    count = (inner_end - inner) * taps // lanes * lanes
-                    call_move(
-                        interleave, source_at, weight.strides[2] // bytes_each, count,
-                        address_of(panels) + at * bytes_each, rows,
-                    )  # fmt: skip
-                    for term in range(count, (inner_end - inner) * taps):
-                        for c in range(rows):
-                            i = inner + term // taps
-                            panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
-                elif whole and pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
-                    call_pack(
-                        pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
-                        weight.strides[2] // bytes_each, tap_step, family_taps, address_of(panels) + at * bytes_each,
-                    )  # fmt: skip
-                else:
-                    for term in range((inner_end - inner) * family_taps):
-                        i, m = inner + term // family_taps, term % family_taps
-                        for row in range(rows):
-                            c, p = row // tile_phases, row % tile_phases
-                            value = panels.dtype.type(0)
-                            if c < own_channels and p < own_phases:
-                                value = weight[group, i, channel + c, first_taps[phase + p] + m * tap_step]
-                            panels[at + term * rows + row] = value
-        for tile in range(begin, end):
-            infinite[tile] = nothing_of(panels[tile * size : (tile + 1) * size])

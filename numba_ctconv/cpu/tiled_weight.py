@@ -16,8 +16,8 @@ from numba import prange
 
 from .compilation import helper, kernel
 from .intrinsics import address_of, call_move, call_tile
-from .layout import WeightSizes
 from .rows import count_below, first_not_below, nothing_of
+from .weight_layout import WeightSizes
 
 
 @kernel("r3 r3 n1 n1 n1 n1 i i i s i o2 c2 c2 c1 w3", WeightSizes)
