@@ -2,6 +2,7 @@
 
 import os
 import sys
+import threading
 
 import pytest
 
@@ -30,3 +31,37 @@ def eager_switching():
     sys.setswitchinterval(1e-5)
     yield
     sys.setswitchinterval(before)
+
+
+class OneAtATime(dict):
+    """Shared arrays by the line that asks for them; a thread that finds none has the lock until it has put one."""
+
+    def __init__(self):
+        super().__init__()
+        self._lock = threading.Lock()
+
+    def get(self, key):
+        self._lock.acquire()
+        found = super().get(key)
+        if found is not None:
+            self._lock.release()
+        return found
+
+    def __setitem__(self, key, value):
+        super().__setitem__(key, value)
+        self._lock.release()
+
+
+@pytest.fixture(autouse=True)
+def shared_arrays(monkeypatch):
+    """Have the threads of a simulated block share one array: the simulator looks and allocates without a lock."""
+    if SIMULATED:
+        from numba.cuda.simulator import kernelapi  # noqa: PLC0415  # there only where CUDA is simulated
+
+        made = kernelapi.FakeCUDAShared.__init__
+
+        def init(self, dynshared_size):
+            made(self, dynshared_size)
+            self._allocations = OneAtATime()
+
+        monkeypatch.setattr(kernelapi.FakeCUDAShared, "__init__", init)
