@@ -122,10 +122,12 @@ def _product(
         sizes = layout.sizes_of(
             own, groups, source, output.shape[1] // groups, workers, crop_in, crop_out, q_first, positions
         )
-        slabs = np.empty((workers, own.slab_rows * sizes.pitch + sizes.few_columns), output.dtype)
+        strips = -(-sizes.width // sizes.strip)
+        slabs = np.empty((workers, strips * own.slab_rows * sizes.pitch + sizes.few_columns), output.dtype)
         tile_size = own.rows * own.vectors * own.lanes
         staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
-        scratch = np.empty((workers, tile_size + staged + 2 * sizes.start_size), output.dtype)
+        line = microkernels.CACHE_LINE // output.itemsize
+        scratch = np.empty((workers, tile_size + line + staged + 2 * sizes.start_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
         tiled.product(
             source, bias, panel.values, own.term_rows, own.term_starts, own.planes, own.phases, panel.tiles,

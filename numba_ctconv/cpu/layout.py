@@ -19,11 +19,12 @@ MOST_VECTORS = 6  # of a tile
 MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each still fills 16 registers
 DENSE_GAP = 8  # part of an item's positions that the gap between items may take
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
-MOST_IN_PLACE = 64  # times that a sample is loaded, below which copying it first would show
+MOST_IN_PLACE = 40  # times that a sample is loaded, below which copying it first would show
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
 CACHE_WAYS = 8
-WIDEST_SLAB = 48  # vectors; a wider one spreads each row over more pages than the TLB covers
+WIDEST_SLAB = 48  # vectors; wider ones leave too few blocks to share out evenly
+SHARED_PART = 4  # times as wide as what its shifts reach is a strip, at least
 
 
 class Sizes(NamedTuple):
@@ -43,7 +44,8 @@ class Sizes(NamedTuple):
     few_size: int  # of what a tile of few columns stores
     groups: int
     parts: int  # that the rows are cut into, for the workers
-    pitch: int  # of a slab's rows
+    strip: int  # columns of a block whose rows lie together in a slab
+    pitch: int  # of a strip's rows
     width: int  # columns of a block
     crop_in: int
     crop_out: int
@@ -63,6 +65,7 @@ class Layout(NamedTuple):
     slots: int  # of a column of a tile's target
     few_columns: int
     width: int  # columns of a block, at most
+    strip: int  # columns of a strip of a slab, at most
     lead: int
     tail: int
     step_in: int
@@ -181,17 +184,19 @@ def _layout(channels: int, row_channels: int, itemsize: int, *, planes: Any, row
     neighbours = tile_phases == len(phases) and step_out <= MOST_PHASES and phases[-1] - phases[0] < tile_phases
     slots = step_out if neighbours else tile_phases
     slab_rows = channels * len(planes)
-    room = SLAB_BYTES // itemsize // slab_rows - lead - tail
-    width = full * max(1, min(room // full, WIDEST_SLAB // vectors))
-    if (lead + width + tail) * slab_rows * itemsize > LARGEST_SLAB_BYTES:
+    strip = strip_columns(full, lead + tail)
+    room = SLAB_BYTES // itemsize // slab_rows
+    width = full * max(1, min(room * strip // (lead + strip + tail) // full, WIDEST_SLAB // vectors))
+    strip = min(strip, width)
+    if -(-width // strip) * (lead + strip + tail) * slab_rows * itemsize > LARGEST_SLAB_BYTES:
         return None
     few = few_columns(tile_rows)
     start_size = microkernels.panel_width(tile_rows)
     return Layout(
         fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size,
                start_size * microkernels.COLUMNS[-1]),
-        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, lead=lead,
-        tail=tail, few_columns=few, term_rows=rows, term_starts=lead - shifts, phases=phases, planes=planes,
+        lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, strip=strip,
+        lead=lead, tail=tail, few_columns=few, term_rows=rows, term_starts=lead - shifts, phases=phases, planes=planes,
         slab_rows=slab_rows, step_in=step_in, step_out=step_out,
         every_plane=np.array_equal(planes, np.arange(step_in)), **rest,
     )  # fmt: skip
@@ -208,6 +213,11 @@ def tile_shape(row_channels: int, phases: int) -> tuple[int, int]:
     channels = max(1, usual // phases)
     tiles = -(-row_channels // channels)
     return phases * -(-row_channels // tiles), phases
+
+
+def strip_columns(full: int, reach: int) -> int:
+    """Columns of a strip: two full tiles, or so many that those which neighbouring strips share hardly count."""
+    return 2 * full * max(1, -(-reach * SHARED_PART // (2 * full)))
 
 
 def few_columns(rows: int) -> int:
@@ -233,12 +243,13 @@ def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, worker
     blocks = max(1, -(-columns // widest))
     width = min(widest, -(-columns // blocks // full) * full)
     blocks = -(-columns // width)
-    pitch = layout.lead + width + layout.tail
+    strip = min(layout.strip, width)
+    pitch = layout.lead + strip + layout.tail
     if columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
     return Sizes._make(
-        (*layout.fixed, groups, parts, pitch, width, crop_in, crop_out, q_first, positions, int(in_place))
+        (*layout.fixed, groups, parts, strip, pitch, width, crop_in, crop_out, q_first, positions, int(in_place))
     )
 
 

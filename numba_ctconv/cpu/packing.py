@@ -15,55 +15,75 @@ PACK_CHANNELS = 32  # term channels of a tile that are packed before the next ti
 
 @helper
 def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab):
-    """Copy the planes of the group's channels into rows, from `lead` before the columns to `tail` after them."""
-    lead, step_in, lanes = sizes.lead, sizes.step_in, sizes.lanes
-    batch, _, length = source.shape
-    channels = source.shape[1] // sizes.groups
+    """Copy the planes of the group's channels into strips, each with `lead` before its columns and `tail` after them.
+
+    A strip holds all rows of its columns close together, so that a tile meets few pages of memory, one after the other.
+    """
+    lead, step_in, lanes, strip, pitch = sizes.lead, sizes.step_in, sizes.lanes, sizes.strip, sizes.pitch
+    batch, channels = source.shape[0], source.shape[1] // sizes.groups
     item_columns = lead + sizes.positions + sizes.tail
-    width = min(lead + -(-columns // lanes) * lanes + sizes.tail, sizes.pitch)
-    size = slab.itemsize
+    strips = -(-columns // strip)
+    end = min(lead + -(-columns // lanes) * lanes + sizes.tail, (strips - 1) * strip + pitch)
+    item, at, done = (column - lead) // item_columns, (column - lead) % item_columns, 0
+    while done < end:  # an item's columns after the other's, counted from `lead` before the first
+        run_end = min(done + item_columns - at, end) if item < batch else end
+        first = (sizes.q_first - lead + at) * step_in - sizes.crop_in  # the sample of plane 0 at the run's start
+        strip_begin, strip_end = first_not_below(done - pitch + 1, strip), min(-(-run_end // strip), strips)
+        for c in range(channels):
+            for s in range(strip_begin, strip_end):
+                row_at = (s * channels + c) * planes.size * pitch - s * strip
+                pack_run(
+                    source, planes, sizes, deinterleave, item, group * channels + c, first, done, run_end - done,
+                    max(done, s * strip), min(run_end, s * strip + pitch), row_at, slab,
+                )  # fmt: skip
+        done = run_end
+        item += 1
+        at = 0
+
+
+@helper
+def pack_run(source, planes, sizes, deinterleave, item, channel, first, done, run, begin, end, row_at, slab):
+    """The planes of a channel at the columns from `begin` to `end` of a run of an item's, which starts at `done`."""
+    step_in, lanes, size, length = sizes.step_in, sizes.lanes, slab.itemsize, source.shape[2]
     contiguous = source.strides[2] == size
-    every = contiguous and step_in > 1 and deinterleave != 0 and planes.size == step_in
-    first_item = (column - lead) // item_columns
-    first_at = (column - lead) % item_columns
-    for c in range(channels):
-        channel = group * channels + c
-        item, at, done = first_item, first_at, 0
-        while done < width:
-            run = min(item_columns - at, width - done) if item < batch else width - done
-            first = (sizes.q_first - lead + at) * step_in - sizes.crop_in  # the sample of plane 0 at the run's start
-            source_at = address_of(source) + item * source.strides[0] + channel * source.strides[1]
-            row_at = c * planes.size * sizes.pitch + done
-            together, moved = 0, 0  # the positions of which a move parts all planes
-            if every and item < batch:
-                together = min(first_not_below(-first, step_in), run)
-                moved = together + (count_below(length - first - step_in + 1, step_in, run) - together) // lanes * lanes
-                if moved > together:
-                    call_move(
-                        deinterleave, source_at + (first + together * step_in) * size, step_in, moved - together,
-                        address_of(slab) + (row_at + together) * size, sizes.pitch,
-                    )  # fmt: skip
-                moved = max(moved, together)
-            for p in range(planes.size):
-                row = slab[row_at + p * sizes.pitch : row_at + p * sizes.pitch + run]
-                start = first + planes[p]
-                begin = min(first_not_below(-start, step_in), run)
-                stop = max(count_below(length - start, step_in, run), begin) if item < batch else begin
-                row[:begin] = 0
-                if contiguous and step_in == 1:
-                    if stop > begin:
-                        copy_bytes(
-                            address_of(row) + begin * size, source_at + (start + begin) * size, (stop - begin) * size
-                        )
-                else:
-                    for j in range(begin, min(together, stop)):
-                        row[j] = source[item, channel, start + j * step_in]
-                    for j in range(max(begin, moved), stop):
-                        row[j] = source[item, channel, start + j * step_in]
-                row[stop:] = 0
-            done += run
-            item += 1
-            at = 0
+    there = item < source.shape[0]  # after the last item come zeros
+    source_at = address_of(source) + item * source.strides[0] + channel * source.strides[1]
+    moved, moved_end = begin, begin  # the columns of which a move parts all planes
+    if contiguous and there and step_in > 1 and deinterleave != 0 and planes.size == step_in:
+        together = max(begin, done + first_not_below(-first, step_in))
+        together_end = min(end, done + count_below(length - first - step_in + 1, step_in, run))
+        if together_end - together >= lanes:
+            moved, moved_end = together, together_end
+            vectors = (moved_end - moved) // lanes
+            for part in range(2):  # whole vectors, and a last one that ends where the columns do
+                start = moved if part == 0 else moved_end - lanes
+                call_move(
+                    deinterleave, source_at + (first + (start - done) * step_in) * size, step_in,
+                    (vectors if part == 0 else 1) * lanes, address_of(slab) + (row_at + start) * size, sizes.pitch,
+                )  # fmt: skip
+                if vectors * lanes == moved_end - moved:
+                    break
+    for p in range(planes.size):
+        start = first + planes[p] - done * step_in  # the sample at column 0
+        existing = min(max(begin, done + first_not_below(-(first + planes[p]), step_in)), end)
+        stop = existing
+        if there:
+            stop = max(min(end, done + count_below(length - first - planes[p], step_in, run)), existing)
+        at = row_at + p * sizes.pitch
+        for j in range(begin, existing):
+            slab[at + j] = 0
+        if contiguous and step_in == 1:
+            copy_bytes(
+                address_of(slab) + (at + existing) * size, source_at + (start + existing) * size,
+                (stop - existing) * size,
+            )  # fmt: skip
+        else:
+            for j in range(existing, min(moved, stop)):
+                slab[at + j] = source[item, channel, start + j * step_in]
+            for j in range(max(existing, moved_end), stop):
+                slab[at + j] = source[item, channel, start + j * step_in]
+        for j in range(stop, end):
+            slab[at + j] = 0
 
 
 @kernel("r4 n1 i i i i i i i i c1 c1")

@@ -22,6 +22,7 @@ from numba import prange
 from .compilation import helper, kernel
 from .intrinsics import address_of, call_move, call_tile
 from .layout import Sizes
+from .microkernels import CACHE_LINE
 from .packing import pack_slab
 from .rows import count_below, first_not_below
 
@@ -34,7 +35,7 @@ def product(
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
     `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors and of that of few columns; `lay_out` and
-    `deinterleave` those of moves, or 0; `sizes` is a layout.Sizes. Scratch: slabs (workers, rows of a slab · pitch),
+    `deinterleave` those of moves, or 0; `sizes` is a layout.Sizes. Scratch: slabs (workers, strips · rows · pitch),
     scratch (workers, sums of a tile, staging, and what two tiles start from), offsets (2, terms) into a slab and into
     rows that are read where they are.
     """
@@ -51,23 +52,25 @@ def product(
     tile_size, start_size, few_size = rows * most * lanes, sizes.start_size, sizes.few_size
     terms = term_rows.size
     panel_size = terms * rows * size
+    strip_size = source.shape[1] // groups * planes.size * sizes.pitch * size
     for r in range(terms):
         offsets[0, r] = term_rows[r] * sizes.pitch + term_starts[r]
         offsets[1, r] = term_rows[r] * (source.strides[1] // size) + term_starts[r] - sizes.lead
     for worker in prange(workers):
         packed = -1
         slab = slabs[worker]
-        sums = scratch[worker]
-        sums_at = address_of(sums)
-        staging = sums[tile_size : sums.size - 2 * start_size]
-        start = sums[sums.size - 2 * start_size :]
+        own = scratch[worker]
+        sums_at = -(-address_of(own) // CACHE_LINE) * CACHE_LINE  # or every vector of them would lie in two lines
+        staging = own[tile_size + CACHE_LINE // size : own.size - 2 * start_size]
+        start = own[own.size - 2 * start_size :]
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, column = task // parts // blocks, sizes.lead + task // parts % blocks * sizes.width
             columns = min(sizes.width, column_end - column)
             block_at, block_offsets = address_of(slab), address_of(offsets)
+            strip_width = sizes.strip
             source_at = direct_source(source, sizes, group, column, columns)
             if source_at != 0:
-                block_at, block_offsets = source_at, address_of(offsets[1])
+                block_at, block_offsets, strip_width = source_at, address_of(offsets[1]), columns
             elif task // parts != packed:
                 pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
                 packed = task // parts
@@ -80,39 +83,42 @@ def product(
                     c = m // tile_phases
                     start[second * start_size + m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
                 panel_at = address_of(panels) + (group * row_tiles + row_tile) * panel_size
-                done = 0
-                while done < columns:
-                    if columns - done <= sizes.few_columns:
-                        if second == 1 or row_tile + 1 == row_end:  # a last one by itself is computed twice
-                            call_tile(
-                                tiles[most], panel_at - second * panel_size, block_at + done * size, block_offsets,
-                                terms, sizes.block, address_of(start), panel_at, address_of(staging), columns - done,
-                            )  # fmt: skip
-                            for t in range(second + 1):
-                                channel, phase, channels = place_of(
-                                    row_tile - second + t, sizes, phases, group, group_rows
-                                )
-                                store_columns(
-                                    staging[t * few_size :], sizes, phases, lay_out, column + done, columns - done,
-                                    tile_phases, start_size, channel, channels, phase, output,
+                for strip in range(0, columns, strip_width):
+                    strip_at = block_at + strip // strip_width * strip_size
+                    done, end = strip, min(strip + strip_width, columns)
+                    while done < end:
+                        if end - done <= sizes.few_columns:
+                            if second == 1 or row_tile + 1 == row_end:  # a last one by itself is computed twice
+                                call_tile(
+                                    tiles[most], panel_at - second * panel_size, strip_at + (done - strip) * size,
+                                    block_offsets, terms, sizes.block, address_of(start), panel_at,
+                                    address_of(staging), end - done,
                                 )  # fmt: skip
-                        break
-                    vectors = vectors_of(columns - done, lanes, most, sizes.few_columns)
-                    span = vectors * lanes
-                    target = direct_target(sizes, phases, column + done, span, channel, channels, output)
-                    call_tile(
-                        tiles[vectors - 1], panel_at, block_at + done * size, block_offsets, terms,
-                        sizes.block, address_of(start) + second * start_size * size, sums_at,
-                        target if target != 0 else address_of(staging),
-                        output.strides[1] // size if target != 0 else span * sizes.slots,
-                    )  # fmt: skip
-                    if target == 0:
-                        kept = min(span, columns - done)
-                        store_columns(
-                            staging, sizes, phases, lay_out, column + done, kept, span * sizes.slots, sizes.slots,
-                            channel, channels, phase, output,
+                                for t in range(second + 1):
+                                    channel, phase, channels = place_of(
+                                        row_tile - second + t, sizes, phases, group, group_rows
+                                    )
+                                    store_columns(
+                                        staging[t * few_size :], sizes, phases, lay_out, column + done, end - done,
+                                        tile_phases, start_size, channel, channels, phase, output,
+                                    )  # fmt: skip
+                            break
+                        vectors = vectors_of(end - done, lanes, most, sizes.few_columns)
+                        span = vectors * lanes
+                        target = direct_target(sizes, phases, column + done, span, channel, channels, output)
+                        call_tile(
+                            tiles[vectors - 1], panel_at, strip_at + (done - strip) * size, block_offsets, terms,
+                            sizes.block, address_of(start) + second * start_size * size, sums_at,
+                            target if target != 0 else address_of(staging),
+                            output.strides[1] // size if target != 0 else span * sizes.slots,
                         )  # fmt: skip
-                    done += span
+                        if target == 0:
+                            kept = min(span, end - done)
+                            store_columns(
+                                staging, sizes, phases, lay_out, column + done, kept, span * sizes.slots, sizes.slots,
+                                channel, channels, phase, output,
+                            )  # fmt: skip
+                        done += span
 
 
 @helper
