@@ -126,7 +126,7 @@ def _product(
         slabs = np.empty((workers, strips * own.slab_rows * sizes.pitch + sizes.few_columns), output.dtype)
         tile_size = own.rows * own.vectors * own.lanes
         staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
-        line = microkernels.CACHE_LINE // output.itemsize
+        line = machine.CACHE_LINE // output.itemsize
         scratch = np.empty((workers, tile_size + line + staged + 2 * sizes.start_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
         tiled.product(
@@ -154,10 +154,12 @@ def _weight_product(
     tile_sums = own.rows * own.vectors * own.lanes
     part_rows = (-(-row_channels // own.rows) // sizes.parts + 1) * own.rows
     offsets = np.empty((workers, sizes.stretch), np.int64)
+    line = machine.CACHE_LINE // input.itemsize
     scratch = np.empty(
-        (workers, sizes.slab_rows * sizes.pitch + sizes.stretch * own.rows + tile_sums + own.rows), input.dtype
+        (workers, sizes.slab_rows * sizes.pitch + sizes.stretch * own.rows + tile_sums + own.rows + 2 * line),
+        input.dtype,
     )
-    sums = np.empty((workers, part_rows * len(own.shifts) * sizes.pitch), input.dtype)
+    sums = np.empty((workers, part_rows * len(own.shifts) * sizes.pitch + line), input.dtype)
     infinite = np.zeros(workers, input.dtype)
     tiled_weight.product(
         grad_output, input, own.planes, own.shifts, own.taps, tiles,

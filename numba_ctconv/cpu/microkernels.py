@@ -23,9 +23,9 @@ from numba.extending import intrinsic
 
 from .compilation import compiling
 from .emitter import I64, Emitter, c_function
+from .target import CACHE_LINE
 
 COLUMNS = (2, 3, 5, 9)  # that a tile of few columns may have: what chunks of 1, 2, 4 and 8 samples reach
-CACHE_LINE = 64  # bytes
 PANEL_AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
 # panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
 SIGNATURE = types.void(*[types.int64] * 9)

@@ -5,6 +5,7 @@ Those run over contiguous rows, so that they vectorise.
 
 from .compilation import helper, reduction
 from .intrinsics import address_of, copy_bytes
+from .target import CACHE_LINE
 
 
 @helper
@@ -19,6 +20,12 @@ def count_below(x, step, count):
     if x <= 0:
         return 0
     return count if (count - 1) * step < x else -(-x // step)
+
+
+@helper
+def to_line(scratch):
+    """Elements up to the first that begins a cache line."""
+    return -address_of(scratch) % CACHE_LINE // scratch.itemsize
 
 
 @helper

@@ -13,6 +13,7 @@ import numba
 from numba.core import registry
 from numba.np.ufunc import parallel
 
+CACHE_LINE = 64  # bytes
 # Where the sums of a task wait: half of the 32 to 48 KB first-level caches of today's cores, beside what they meet.
 SUMS_BYTES = 16 * 1024
 LONGEST_STRETCH = 512

@@ -22,9 +22,8 @@ from numba import prange
 from .compilation import helper, kernel
 from .intrinsics import address_of, call_move, call_tile
 from .layout import Sizes
-from .microkernels import CACHE_LINE
 from .packing import pack_slab
-from .rows import count_below, first_not_below
+from .rows import count_below, first_not_below, to_line
 
 
 @kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i s i c2 c2 o2 w3", Sizes)
@@ -59,9 +58,9 @@ def product(
     for worker in prange(workers):
         packed = -1
         slab = slabs[worker]
-        own = scratch[worker]
-        sums_at = -(-address_of(own) // CACHE_LINE) * CACHE_LINE  # or every vector of them would lie in two lines
-        staging = own[tile_size + CACHE_LINE // size : own.size - 2 * start_size]
+        own = scratch[worker, to_line(scratch[worker]) :]  # else every vector of sums would lie in two lines
+        sums_at = address_of(own)
+        staging = own[tile_size : own.size - 2 * start_size]
         start = own[own.size - 2 * start_size :]
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, column = task // parts // blocks, sizes.lead + task // parts % blocks * sizes.width

@@ -16,7 +16,8 @@ from numba import prange
 
 from .compilation import helper, kernel
 from .intrinsics import address_of, call_move, call_tile
-from .rows import count_below, first_not_below, nothing_of
+from .rows import count_below, first_not_below, nothing_of, to_line
+from .target import CACHE_LINE
 from .weight_layout import WeightSizes
 
 
@@ -41,19 +42,20 @@ def product(
     terms = batch * length
     row_size = shifts.size * sizes.pitch
     item_rows = length + shifts[shifts.size - 1]
-    slab_size = sizes.slab_rows * sizes.pitch
-    panel_size = sizes.stretch * rows
     size = scratch.itemsize
+    line = CACHE_LINE // size  # every vector of a slab and of sums lies in one cache line
+    slab_size = sizes.slab_rows * sizes.pitch
+    panel_size = -(-sizes.stretch * rows // line) * line
     row_tiles = -(-group_rows // rows)
     tasks = groups * blocks * parts
     for worker in prange(workers):
-        slab = scratch[worker, :slab_size]
-        panel = scratch[worker, slab_size : slab_size + panel_size]
-        tile_sums = address_of(scratch) + worker * scratch.strides[0] + (slab_size + panel_size) * size
+        own_scratch = scratch[worker, to_line(scratch[worker]) :]
+        slab, panel = own_scratch[:slab_size], own_scratch[slab_size : slab_size + panel_size]
+        tile_sums = address_of(own_scratch) + (slab_size + panel_size) * size
         nothing = tile_sums + rows * tiles.size * sizes.lanes * size  # what a tile starts from
-        scratch[worker, slab_size + panel_size + rows * tiles.size * sizes.lanes :] = 0
-        total = sums[worker]
-        total_at = address_of(sums) + worker * sums.strides[0]
+        own_scratch[slab_size + panel_size + rows * tiles.size * sizes.lanes :] = 0
+        total = sums[worker, to_line(sums[worker]) :]
+        total_at = address_of(total)
         check = infinite.dtype.type(0)
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, block, part = task // parts // blocks, task // parts % blocks, task % parts
