@@ -21,7 +21,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .compilation import compiling
+from ..forks import compiling
 from .emitter import I64, Emitter, c_function
 
 COLUMNS = (2, 3, 5, 9)  # that a tile of few columns may have: what chunks of 1, 2, 4 and 8 samples reach
