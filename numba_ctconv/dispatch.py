@@ -1,12 +1,14 @@
-"""NumPy or device array? Picks the engine for the arrays of a call. Imports no framework, and CUDA only when needed."""
+"""NumPy or device array? Picks the engine for the arrays of a call. Imports no framework, and an engine when needed."""
 
+import functools
 from collections.abc import Collection
 from typing import Any, Protocol
 
 import numpy as np
 
-from . import checks, cpu
+from . import checks
 from .checks import Algorithm
+from .forks import compiling
 from .geometry import Geometry
 
 
@@ -105,7 +107,15 @@ def engine_of(values: dict[str, Any], optional: Collection[str] = ()) -> Engine:
             checks.not_an_array(name, value)
     if host and device:
         checks.mixed_memory(host, device)
-    return cuda_engine(device) if device else cpu.ENGINE
+    return cuda_engine(device) if device else cpu_engine()
+
+
+@functools.cache
+def cpu_engine() -> Engine:
+    """The CPU engine, imported at its first use, which defines its kernels."""
+    with compiling:
+        from . import cpu  # noqa: PLC0415  # takes longer to import than all the rest
+    return cpu.ENGINE
 
 
 def cuda_engine(name: str) -> Engine:

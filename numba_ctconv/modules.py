@@ -6,9 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from . import checks, cpu
+from . import checks
 from .checks import GradientName
-from .dispatch import Engine, cuda_engine, engine_of
+from .dispatch import Engine, cpu_engine, cuda_engine, engine_of
 from .functional import Gradients, backward, forward
 from .geometry import Crops
 
@@ -219,7 +219,7 @@ class ConvTranspose1d:
         self._bias = None if self._bias is None else self._engine().upload(self._bias)
 
     def _engine(self) -> Engine:
-        return cpu.ENGINE if self.device == "cpu" else cuda_engine("device")
+        return cpu_engine() if self.device == "cpu" else cuda_engine("device")
 
     def _parameters(self) -> dict[str, Any]:
         return {"weight": self._weight} if self._bias is None else {"weight": self._weight, "bias": self._bias}

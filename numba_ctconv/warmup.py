@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from . import checks, cpu
+from . import checks
 from .checks.wording import one_of, refuse
-from .dispatch import cuda_engine
+from .dispatch import cpu_engine, cuda_engine
 from .modules import ConvTranspose1d
 
 Pass = Literal["forward", "grad_input", "grad_weight"]
@@ -110,7 +110,7 @@ def run(
 
 def _call(layer: ConvTranspose1d, passes: Sequence[Pass], batch: int, length: int, value: float = 0.0) -> None:
     """Run the passes on an input full of `value`."""
-    engine = cpu.ENGINE if layer.device == "cpu" else cuda_engine("device")
+    engine = cpu_engine() if layer.device == "cpu" else cuda_engine("device")
     x = engine.upload(np.full((batch, layer.in_channels, length), value, layer.dtype))
     if "forward" in passes:
         layer(x)

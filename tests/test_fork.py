@@ -35,9 +35,9 @@ def status_of_child(work):
 """
 
 
-def run(code, layer, **environment):
+def run(code, layer, start=START, **environment):
     """Run code after START in a new process under a threading layer."""
-    command = [sys.executable, "-c", START + code]
+    command = [sys.executable, "-c", start + code]
     environment = os.environ | {"NUMBA_THREADING_LAYER": layer, "NUMBA_NUM_THREADS": "2"} | environment
     environment.pop("NUMBA_DEFAULT_NUM_THREADS", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
@@ -95,6 +95,43 @@ forking.join()
 assert statuses == [0] * 10, statuses
 """,
         layer,
+    )
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+def test_a_child_that_is_the_first_to_use_the_package_runs_the_kernels(layer):
+    """The parent ran Numba's threads for itself; the engine is not imported before the fork."""
+    begin, end = START.split("from numba_ctconv.cpu")
+    run(
+        """
+source = "import numba\\ndef total(x):\\n    s = 0.0\\n    for j in numba.prange(x.size): s += x[j]\\n    return s"
+exec(source)
+assert numba.njit(parallel=True)(total)(np.ones(10)) == 10
+assert numba.threading_layer() == os.environ["NUMBA_THREADING_LAYER"]
+assert "numba_ctconv.cpu" not in sys.modules
+assert status_of_child(lambda: len(results()) == 4) == 0
+""",
+        layer,
+        start=begin + end.partition("\n")[2],
+    )
+
+
+def test_a_fork_waits_for_an_import_of_the_engine():
+    """Else the child would wait for ever for the lock of a module that nobody goes on to import."""
+    run(
+        """
+from numba_ctconv import dispatch, forks
+held = []
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name.startswith("numba_ctconv.cpu"):
+            held.append(forks.compiling._is_owned())
+sys.meta_path.insert(0, Finder())
+dispatch.cpu_engine()
+assert held and all(held)
+""",
+        "omp",
+        start=START.partition("from numba_ctconv.cpu")[0],
     )
 
 

@@ -41,6 +41,13 @@ def test_neither_torch_nor_cuda_is_loaded():
     assert "numba_ctconv.cli" not in loaded
 
 
+def test_an_engine_is_imported_at_its_first_use():
+    """Defining the kernels takes longer than importing all the rest."""
+    seen = run("import sys, numba_ctconv; print(*sys.modules)").split()
+    assert [name for name in seen if name.startswith(("numba_ctconv.cpu", "numba_ctconv.cuda"))] == []
+    assert "numba_ctconv.cpu.tiled" in run(USE + "import sys; print(*sys.modules)").split()
+
+
 def test_it_works_where_neither_cuda_nor_torch_is_installed():
     absent = {"numba.cuda", "numba_cuda", "cuda", "cuda.bindings", "cuda.core", "torch", "cupy"}
     run(BLOCK.format(names=absent) + USE)

@@ -13,6 +13,7 @@ import pytest
 import numba_ctconv as nc
 from numba_ctconv.benchmark.workloads import CASES
 from numba_ctconv.cpu import compilation, target
+from numba_ctconv.forks import fork
 
 THREADING_LAYERS = ["omp", "workqueue", "tbb"]
 MANY_AT_ONCE = """
@@ -125,7 +126,7 @@ def test_one_worker_runs_serially(filled, numba_threads):
 
 def test_a_fork_that_lost_its_threads_runs_serially(filled, numba_threads, monkeypatch):
     numba_threads(2)
-    monkeypatch.setattr(target._fork, "threads_lost", True)
+    monkeypatch.setattr(fork, "threads_lost", True)
     assert filled(2) == "serial"
     assert target.threads() == 1
 
@@ -150,7 +151,7 @@ def test_both_forms_of_a_kernel_give_the_same_bits(count, numba_threads):
         for alone in (False, True):
             with pytest.MonkeyPatch.context() as patch:
                 if alone:
-                    patch.setattr(target._fork, "threads_lost", True)
+                    patch.setattr(fork, "threads_lost", True)
                 y = nc.conv_transpose1d(x, w, b, **problem.parameters, algorithm=algorithm)
                 g = nc.conv_transpose1d_backward(dy, x, w, **problem.backward_parameters, algorithm=algorithm)
                 results.append((y, *g))

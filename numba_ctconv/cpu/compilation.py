@@ -26,6 +26,7 @@ from numba import types
 from numba.core import caching, serialize
 from numba.core.compiler import CompileResult
 
+from ..forks import compiling
 from . import target
 
 # Contraction lets a product and a sum become one FMA; nothing else is relaxed, so order, NaN and Inf hold.
@@ -40,15 +41,9 @@ PRANGE = dict.fromkeys(
 PREFIX = "ctconv-"  # of the files on disk
 UNUSED_AFTER = 7 * 24 * 3600.0  # seconds after which code of other sources that nobody loaded is removed
 
-# Held while kernels compile. A fork waits for it: a child in the middle of another thread's compilation could never
-# compile, or load, anything.
-compiling = threading.RLock()
 # Held by the Python thread that is inside Numba's "workqueue", which aborts the process when a second one enters. A
 # child that is forked meanwhile keeps it held, and so never enters.
 _workqueue = threading.Lock()
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=compiling.acquire, after_in_parent=compiling.release, after_in_child=compiling.release)
 
 
 def helper(function: Callable[..., Any]) -> Any:

@@ -11,9 +11,9 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
+from ..forks import compiling
 from ..geometry import Plan, plan
 from . import target
-from .compilation import compiling
 from .emitter import I64, Emitter, c_function
 from .moves import SIGNATURE
 

@@ -21,7 +21,7 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic
 
-from .compilation import compiling
+from ..forks import compiling
 from .emitter import I64, Emitter, c_function
 from .target import CACHE_LINE
 

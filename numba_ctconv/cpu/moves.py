@@ -9,8 +9,8 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
+from ..forks import compiling
 from . import target
-from .compilation import compiling
 from .emitter import I64, Emitter, c_function
 
 MOST_ROWS = 12

@@ -5,13 +5,13 @@ often data is read again, never the order in which it is summed.
 """
 
 import functools
-import os
-import threading
 from typing import NamedTuple
 
 import numba
 from numba.core import registry
 from numba.np.ufunc import parallel
+
+from ..forks import fork
 
 CACHE_LINE = 64  # bytes
 # Where the sums of a task wait: half of the 32 to 48 KB first-level caches of today's cores, beside what they meet.
@@ -22,37 +22,9 @@ FEW_PRODUCTS = 30_000  # a microsecond's
 CHANNELS_TOGETHER = 4  # rows of a slab: input channels that meet a sum while it is in a register
 
 
-class _Fork:
-    """Whether this process is a fork that Numba's threads did not survive."""
-
-    def __init__(self) -> None:
-        self.threads_lost = False
-        self._from_main_thread = True
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(before=self._before, after_in_child=self._in_child)
-
-    def _before(self) -> None:
-        self._from_main_thread = threading.current_thread() is threading.main_thread()
-
-    def _in_child(self) -> None:
-        """GNU's OpenMP can't be used in a child, where Numba ends the process; TBB only where the main thread forked.
-
-        "workqueue" starts its threads anew, and so does a child of a process whose threads had not started.
-        """
-        try:
-            layer = numba.threading_layer()
-        except ValueError:
-            return
-        if layer == "omp" or (layer == "tbb" and not self._from_main_thread):
-            self.threads_lost = True
-
-
-_fork = _Fork()
-
-
 def threads() -> int:
     """Workers that a kernel may keep busy: Numba's setting for the calling thread, and 1 where its threads are lost."""
-    if _fork.threads_lost:
+    if fork.threads_lost:
         return 1
     # what numba.get_num_threads() asks for once the threads run, under two locks, which take seven times as long
     count = getattr(parallel, "_get_num_threads", numba.get_num_threads)
