@@ -83,7 +83,7 @@ class Tile(Emitter):
             if shape.slots > shape.phases:
                 for place, (value, kept) in zip(places, self.spread(streams, shape.slots), strict=True):
                     if any(kept):
-                        self.store_some(value, place, kept)
+                        self.store_some(value, place, self.constant_lanes(kept))
                 continue
             for place, value in zip(places, self.interleaved(streams), strict=True):
                 self.store(builder.fadd(self.load(place), value) if shape.adds else value, place)
