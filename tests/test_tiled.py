@@ -240,6 +240,30 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(monke
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parameters", [{"stride": 8, "padding": 4, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
+def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(monkeypatch, dtype, parameters):
+    """Many rows that are read in place are summed up a block of terms after the other, by all tiles of a row."""
+    rng = np.random.default_rng(5)
+    x, w = rng.standard_normal((2, 98, 901)).astype(dtype), rng.standard_normal((98, 3, 16)).astype(dtype)
+    bias = rng.standard_normal(3 * parameters.get("groups", 1)).astype(dtype)
+    taken = []
+
+    def counted(*arguments, size=layout.sizes_of):
+        taken.append(size(*arguments))
+        return taken[-1]
+
+    monkeypatch.setattr(layout, "sizes_of", counted)
+    monkeypatch.setattr(target, "SUMS_BYTES", 4096)  # narrow blocks, of which most touch no end of an item
+    in_rows = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
+    monkeypatch.setattr(layout, "MOST_STREAMS", 98)
+    by_themselves = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
+    assert [own.in_place for own in taken] == [1, 1]
+    assert taken[0].row_sums * dtype().itemsize <= 4096 < 901 * dtype().itemsize * taken[0].rows
+    assert taken[0].row_sums > 0 == taken[1].row_sums
+    np.testing.assert_array_equal(in_rows, by_themselves)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("kernel_size", "parameters", "length"),
     [

@@ -428,7 +428,8 @@ class Planes:
     def _at(self, row: Any, t: Any, shift: int, kept: Sequence[Any]) -> list[Any]:
         """A vector of each plane, from a position on."""
         vectors = zip(self._firsts(t, shift), kept, strict=True)
-        return self.emit.deinterleaved([_load(self.emit, row, first, lanes) for first, lanes in vectors])
+        planes: list[Any] = self.emit.deinterleaved([_load(self.emit, row, first, within) for first, within in vectors])
+        return planes
 
 
 class _LaterValues:
@@ -460,10 +461,11 @@ class CompiledRows:
         return self._address("add_lanes", itemsize)
 
     def _address(self, operation: str, itemsize: int, *layer: int) -> int:
-        key = (operation, int(itemsize == 8), target.vector_bytes() // itemsize, *layer)
+        double, lanes = int(itemsize == 8), target.vector_bytes() // itemsize
+        key = (operation, double, lanes, *layer)
         if key not in self._kept:
             with compiling:
-                self._kept[key] = self._kept.get(key) or _compile(*key)
+                self._kept[key] = self._kept.get(key) or _compile(operation, double, lanes, *layer)
         return int(self._kept[key].address)
 
 

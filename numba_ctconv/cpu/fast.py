@@ -92,10 +92,8 @@ def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan, worke
 
 def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, grad_weight: Any) -> bool:
     """Run a depthwise layer's grad_weight; False where an operand is not finite."""
-    function, add_lanes = (
-        depthwise_rows.rows("grad_weight", plan, input.itemsize),
-        depthwise_rows.rows.add_lanes(input.itemsize),
-    )
+    function = depthwise_rows.rows("grad_weight", plan, input.itemsize)
+    add_lanes = depthwise_rows.rows.add_lanes(input.itemsize)
     lanes, ahead = machine.vector_bytes() // input.itemsize, depthwise_rows.ahead(plan, input.itemsize)
     together = max(1, machine.SUMS_BYTES // (plan.kernel_size * machine.vector_bytes()))
     sums = together * plan.kernel_size * (lanes + 1)
@@ -129,12 +127,12 @@ def _product(
         slabs = np.empty((workers, own.slab_rows * sizes.pitch + sizes.few_columns), output.dtype)
         tile_size = own.rows * own.vectors * own.lanes
         staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
-        scratch = np.empty((workers, tile_size + staged + 2 * sizes.start_size), output.dtype)
+        scratch = np.empty((workers, max(tile_size, sizes.row_sums) + staged + 2 * sizes.start_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
         tiled.product(
             source, bias, panel.values, own.term_rows, own.term_starts, own.planes, own.phases, panel.tiles,
-            panel.lay_out, panel.deinterleave if own.every_plane else 0, sizes, workers, slabs, scratch, offsets,
-            output,
+            panel.lay_out, panel.deinterleave if own.every_plane else 0, panel.tile_row, sizes, workers, slabs, scratch,
+            offsets, output,
         )  # fmt: skip
 
 

@@ -68,13 +68,16 @@ class Tile(Emitter):
 
     def write(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):
         builder, shape = self.builder, self.shape
-        channels = range(shape.rows // shape.phases)
-        for channel in channels:
+        for channel in range(shape.rows // shape.phases):
             at = builder.mul(channel_stride, I64(channel))
             for k in range(shape.slots * shape.vectors + 1):
                 self.prefetch(self.element_at(out, builder.add(at, I64(k * shape.lanes))), write=True)
-        total = self.total(panel, slab, offsets, terms, block, start, sums)
-        for channel in channels:
+        self.keep(self.total(panel, slab, offsets, terms, block, start, sums), out, channel_stride)
+
+    def keep(self, total, out, channel_stride):
+        """Store a tile."""
+        builder, shape = self.builder, self.shape
+        for channel in range(shape.rows // shape.phases):
             streams = total[channel * shape.phases : (channel + 1) * shape.phases]
             at = builder.mul(channel_stride, I64(channel))
             places = [
@@ -108,17 +111,12 @@ class Tile(Emitter):
         partial = self.block(panel, slab, offsets, begin, end)
         builder.cbranch(builder.icmp_signed("==", begin, I64(0)), first, later)
 
-        def at_end_of(where, sum_of):
-            builder.position_at_end(where)
-            values = [[sum_of(m, v) for v in range(shape.vectors)] for m in range(shape.rows)]
-            builder.branch(following)
-            return values
-
         # a difference here, a sum there: LLVM would merge two sums, and what they add would pass through the stack
-        at_first = at_end_of(first, lambda m, v: builder.fsub(partial[m][v], self.broadcast_at(start, m)))
-        at_later = at_end_of(later, lambda m, v: builder.fadd(partial[m][v], self.load(self.sum_at(sums, m, v))))
-        builder.position_at_end(following)
-        total = self.merged((first, at_first), (later, at_later))
+        total = self.either(
+            following,
+            (first, lambda m, v: builder.fsub(partial[m][v], self.broadcast_at(start, m))),
+            (later, lambda m, v: builder.fadd(partial[m][v], self.load(self.sum_at(sums, m, v)))),
+        )
         builder.cbranch(builder.icmp_signed("<", end, terms), wait, done)
 
         builder.position_at_end(wait)
@@ -133,6 +131,16 @@ class Tile(Emitter):
         builder.branch(done)
         builder.position_at_end(done)
         return self.merged((following, total), (none, nothing))
+
+    def either(self, following, *ways):
+        """The vectors of a tile as blocks compute them that lead to the same one: (block, what of row and vector)."""
+        brought = []
+        for where, sum_of in ways:
+            self.builder.position_at_end(where)
+            brought.append((where, [[sum_of(m, v) for v in range(self.shape.vectors)] for m in range(self.shape.rows)]))
+            self.builder.branch(following)
+        self.builder.position_at_end(following)
+        return self.merged(*brought)
 
     def merged(self, *ways):
         """The vectors of a tile where ways meet that bring them: (block, vectors) each."""
@@ -183,6 +191,51 @@ class Tile(Emitter):
 
     def sum_at(self, sums, m, v):
         return self.element_at(sums, I64((m * self.shape.vectors + v) * self.shape.lanes))
+
+
+@intrinsic(prefer_literal=True)
+def tile_row(
+    typingctx, double, lanes, rows, vectors, phases, slots, panel, slab, offsets, terms, count, start, sums, out, step
+):
+    """Emit one block of terms of a row of so many tiles; the first six arguments are compile-time integers.
+
+    Each tile has sums of its own, one after the other. They begin with this block where `start` is an address, and
+    are stored in `out` with it where that is one; else both are 0.
+    """
+    shape = Shape(*(literal.literal_value for literal in (double, lanes, rows, vectors, phases, slots)))
+
+    def codegen(context, builder, signature, args):
+        TileRow(builder, shape).write(*args[6:])
+        return context.get_dummy_value()
+
+    return types.void(double, lanes, rows, vectors, phases, slots, *[types.int64] * 9), codegen
+
+
+class TileRow(Tile):
+    """Writes the code of one block of terms of a row of tiles."""
+
+    def write(self, panel, slab, offsets, terms, count, start, sums, out, channel_stride):
+        builder, shape = self.builder, self.shape
+        begins, ends = (builder.icmp_signed("!=", address, I64(0)) for address in (start, out))
+        columns = shape.vectors * shape.lanes
+        with self.loop(count, I64(1)) as loop:
+            column = builder.mul(loop.index, I64(columns))
+            own_sums = self.element_at(sums, builder.mul(loop.index, I64(columns * shape.rows)))
+            partial = self.block(panel, self.element_at(slab, column), offsets, I64(0), terms)
+            first, later, following = (builder.append_basic_block(f"row.{name}") for name in ("first", "later", "next"))
+            builder.cbranch(begins, first, later)
+            total = self.either(
+                following,
+                (first, lambda m, v: builder.fsub(partial[m][v], self.broadcast_at(start, m))),
+                (later, lambda m, v: builder.fadd(partial[m][v], self.load(self.sum_at(own_sums, m, v)))),
+            )
+            with builder.if_else(ends) as (last, wait):
+                with last:
+                    self.keep(total, self.element_at(out, builder.mul(column, I64(shape.slots))), channel_stride)
+                with wait:
+                    for m in range(shape.rows):
+                        for v in range(shape.vectors):
+                            self.store(total[m][v], self.sum_at(own_sums, m, v))
 
 
 @intrinsic(prefer_literal=True)
@@ -268,6 +321,25 @@ class CompiledTiles:
 
 
 tiles = CompiledTiles()
+
+
+@functools.cache
+def _compile_row(double: int, lanes: int, rows: int, vectors: int, phases: int, slots: int) -> Any:
+    def function(panel, slab, offsets, terms, count, start, sums, out, channel_stride):
+        tile_row(
+            double, lanes, rows, vectors, phases, slots, panel, slab, offsets, terms, count, start, sums, out,
+            channel_stride,
+        )  # fmt: skip
+
+    with compiling:
+        return c_function(
+            function, SIGNATURE, f"microkernels.tile_row-{double}-{lanes}-{rows}-{vectors}-{phases}-{slots}"
+        )
+
+
+def rows_of_tiles(itemsize: int, lanes: int, rows: int, vectors: int, phases: int, slots: int) -> int:
+    """Address of the rows of full tiles."""
+    return int(_compile_row(int(itemsize == 8), lanes, rows, vectors, phases, slots).address)
 
 
 def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, slots: int, adds: int) -> Any:
