@@ -25,6 +25,7 @@ from .emitter import I64, Emitter, Loop, c_function
 MOST_TAPS = 32  # one block of terms, so that the order is the tiles'
 MOST_PHASES = 12
 LONGEST_REACH = 64  # positions; what touches an end is computed with its reach
+AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
 STEPS_TOGETHER = 8  # near the ends of a row
 STRETCH = 512  # positions whose products a lane of a gradient's sums adds up before they join the others
 SIGNATURE = types.void(types.int64)
@@ -118,7 +119,10 @@ def forward_rows(typingctx, double, lanes, taps, stride, dilation, given):
 
         def step(row, position, kept):
             loads, stores = firsts(position)
-            kept = kept or [None] * (len(loads) + len(stores))
+            if kept is None:
+                kept = [None] * (len(loads) + len(stores))
+                _prefetch(emit, row.source, loads[:1], write=False)
+                _prefetch(emit, row.target, stores, write=True)
             vectors = zip(shifts, loads, kept[: len(loads)], strict=True)
             samples = {h: _load(emit, row.source, first, within) for h, first, within in vectors}
             streams = []
@@ -275,6 +279,12 @@ def _store(emit: Emitter, value: Any, row: Any, first: Any, kept: Any) -> None:
         emit.store_some(value, address, kept)
 
 
+def _prefetch(emit: Emitter, row: Any, firsts: Sequence[Any], *, write: bool) -> None:
+    """Ask for what follows vectors of a row some way behind: in it, or in the next, which often lies there."""
+    for first in firsts:
+        emit.prefetch(emit.builder.add(emit.element_at(row, first), I64(AHEAD)), write=write)
+
+
 class Ends:
     """The positions that are not in [begin, end), which is a whole number of vectors.
 
@@ -392,6 +402,7 @@ class Planes:
             before += self._at(row, begin, v * emit.lanes, [kept] * stride)
         with emit.loop(count, I64(emit.lanes), [*before, *carried]) as loop:
             t = builder.add(begin, loop.index)
+            _prefetch(emit, row, self._firsts(t, 0), write=False)
             if not vectors:
                 yield loop, t, self._each_shift(lambda shift: self._at(row, t, shift, [None] * stride))
                 return
