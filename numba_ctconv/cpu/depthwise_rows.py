@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from ..geometry import Plan, plan
 from . import target
 from .compilation import compiling
-from .emitter import I64, Emitter, Loop, c_function
+from .emitter import I64, ROWS_SIGNATURE, Emitter, Loop, c_function
 
 MOST_TAPS = 32  # one block of terms, so that the order is the tiles'
 MOST_PHASES = 12
@@ -28,7 +28,6 @@ LONGEST_REACH = 64  # positions; what touches an end is computed with its reach
 AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
 STEPS_TOGETHER = 8  # near the ends of a row
 STRETCH = 512  # positions whose products a lane of a gradient's sums adds up before they join the others
-SIGNATURE = types.void(types.int64)
 
 
 class Rows(NamedTuple):
@@ -72,14 +71,6 @@ class Sums(NamedTuple):
     end: Any
 
 
-class Totals(NamedTuple):
-    """What the addition of lanes takes."""
-
-    sums: Any  # (count, lanes)
-    count: Any
-    totals: Any
-
-
 def fits(layer: Plan) -> bool:
     """Whether the layer's taps and phases are few enough for code of its own."""
     few = layer.kernel_size <= MOST_TAPS and layer.stride <= MOST_PHASES
@@ -106,7 +97,7 @@ def forward_rows(typingctx, double, lanes, taps, stride, dilation, given):
 
     def codegen(context, builder, signature, args):
         emit, layer = _emitter(builder, *literals)
-        given = _given(emit, Rows, args[5])
+        given = Rows._make(emit.given(args[5], len(Rows._fields)))
         shifts = sorted({layer.shift(k) for k in range(layer.kernel_size)})
         ends = Ends(emit, given.begin, given.end, given.positions, len(shifts) + layer.stride)
 
@@ -159,7 +150,7 @@ def grad_input_rows(typingctx, double, lanes, taps, stride, dilation, given):
 
     def codegen(context, builder, signature, args):
         emit, layer = _emitter(builder, *literals)
-        given = _given(emit, Rows, args[5])
+        given = Rows._make(emit.given(args[5], len(Rows._fields)))
         planes = Planes(emit, layer, given.source_first)
         ends = Ends(emit, given.begin, given.end, given.positions, 1 + planes.loads)
 
@@ -195,7 +186,7 @@ def grad_weight_rows(typingctx, double, lanes, taps, stride, dilation, given):
 
     def codegen(context, builder, signature, args):
         emit, layer = _emitter(builder, *literals)
-        given = _given(emit, Sums, args[5])
+        given = Sums._make(emit.given(args[5], len(Sums._fields)))
         planes = Planes(emit, layer, given.grad_output_first)
         ends = Ends(emit, given.begin, given.end, given.input_length, 1 + planes.loads)
         together = target.vector_registers() // 2
@@ -236,33 +227,9 @@ def grad_weight_rows(typingctx, double, lanes, taps, stride, dilation, given):
     return types.void(*literals, types.int64), codegen
 
 
-@intrinsic(prefer_literal=True)
-def add_lanes(typingctx, double, lanes, given):
-    """Emit totals[j] = Σ_lane sums[j, lane], in a tree."""
-
-    def codegen(context, builder, signature, args):
-        emit = Emitter(builder, double.literal_value, lanes.literal_value)
-        given = _given(emit, Totals, args[2])
-        with emit.loop(given.count, I64(1)) as loop:
-            value = emit.load(emit.element_at(given.sums, builder.mul(loop.index, I64(emit.lanes))))
-            half = emit.lanes // 2
-            while half:
-                turned = emit.permuted(value, value, [(k + half) % emit.lanes for k in range(emit.lanes)])
-                value, half = builder.fadd(value, turned), half // 2
-            emit.store_first(value, emit.element_at(given.totals, loop.index))
-        return context.get_dummy_value()
-
-    return types.void(double, lanes, types.int64), codegen
-
-
 def _emitter(builder: Any, *literals: Any) -> tuple[Emitter, Plan]:
     double, lanes, taps, stride, dilation = (literal.literal_value for literal in literals)
     return Emitter(builder, double, lanes), plan(taps, stride, dilation)
-
-
-def _given(emit: Emitter, kind: Any, address: Any) -> Any:
-    """The arguments of a function, loaded from their address."""
-    return kind._make(emit.index_at(address, I64(k)) for k in range(len(kind._fields)))
 
 
 def _load(emit: Emitter, row: Any, first: Any, kept: Any) -> Any:
@@ -465,36 +432,25 @@ class CompiledRows:
 
     def __call__(self, operation: str, layer: Plan, itemsize: int) -> int:
         """The address of the function of "forward", "grad_input" or "grad_weight"."""
-        return self._address(operation, itemsize, layer.kernel_size, layer.stride, layer.dilation)
-
-    def add_lanes(self, itemsize: int) -> int:
-        """The address of the addition of lanes."""
-        return self._address("add_lanes", itemsize)
-
-    def _address(self, operation: str, itemsize: int, *layer: int) -> int:
-        double, lanes = int(itemsize == 8), target.vector_bytes() // itemsize
-        key = (operation, double, lanes, *layer)
+        key = (
+            operation, int(itemsize == 8), target.vector_bytes() // itemsize, layer.kernel_size, layer.stride,
+            layer.dilation,
+        )  # fmt: skip
         if key not in self._kept:
             with compiling:
-                self._kept[key] = self._kept.get(key) or _compile(operation, double, lanes, *layer)
+                self._kept[key] = self._kept.get(key) or _compile(*key)
         return int(self._kept[key].address)
 
 
 rows = CompiledRows()
 
 
-def _compile(operation: str, double: int, lanes: int, *layer: int) -> Any:
-    if operation == "add_lanes":
+def _compile(operation: str, double: int, lanes: int, taps: int, stride: int, dilation: int) -> Any:
+    row = {"forward": forward_rows, "grad_input": grad_input_rows, "grad_weight": grad_weight_rows}[operation]
 
-        def function(given):
-            add_lanes(double, lanes, given)
+    def function(given):
+        row(double, lanes, taps, stride, dilation, given)
 
-    else:
-        row = {"forward": forward_rows, "grad_input": grad_input_rows, "grad_weight": grad_weight_rows}[operation]
-        taps, stride, dilation = layer
-
-        def function(given):
-            row(double, lanes, taps, stride, dilation, given)
-
-    name = "-".join(map(str, (double, lanes, *layer)))
-    return c_function(function, SIGNATURE, f"depthwise_rows.{operation}-{name}")
+    return c_function(
+        function, ROWS_SIGNATURE, f"depthwise_rows.{operation}-{double}-{lanes}-{taps}-{stride}-{dilation}"
+    )

@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.core.ccallback import CFunc
 
 from .compilation import keep_on_disk
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
+ROWS_SIGNATURE = types.void(types.int64)  # of what takes more arguments than a call passes well: their address
 
 
 class Emitter:
@@ -103,6 +105,14 @@ class Emitter:
         function = self._masked("store", ir.FunctionType(ir.VoidType(), [self.vector, pointer, I32, bits]))
         self.builder.call(function, [value, self.builder.inttoptr(address, pointer), I32(self.size), kept])
 
+    def added_lanes(self, value):
+        """The sum of all lanes in each of them, in a tree."""
+        half = self.lanes // 2
+        while half:
+            turned = self.permuted(value, value, [(k + half) % self.lanes for k in range(self.lanes)])
+            value, half = self.builder.fadd(value, turned), half // 2
+        return value
+
     def pack_lanes(self, kept):
         """Which lanes are kept, as the bits of an int64."""
         return self.builder.zext(self.builder.bitcast(kept, ir.IntType(self.lanes)), I64)
@@ -154,6 +164,10 @@ class Emitter:
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
         self.builder.call(function, [self.builder.inttoptr(address, byte), I32(int(write)), I32(3), I32(1)])
+
+    def given(self, address, count):
+        """So many arguments, from their address."""
+        return [self.index_at(address, I64(k)) for k in range(count)]
 
     def index_at(self, address, k):
         """Element k of an array of int64."""

@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from ..geometry import Geometry, Plan
-from . import depthwise, depthwise_rows, layout, microkernels, moves, panels, tiled, tiled_weight, weight_layout
+from . import (
+    depthwise,
+    depthwise_rows,
+    layout,
+    microkernels,
+    moves,
+    panels,
+    row_sums,
+    tiled,
+    tiled_weight,
+    weight_layout,
+)
 from . import target as machine
 from .panels import Packed
 
@@ -93,7 +104,7 @@ def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan, worke
 def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, grad_weight: Any) -> bool:
     """Run a depthwise layer's grad_weight; False where an operand is not finite."""
     function = depthwise_rows.rows("grad_weight", plan, input.itemsize)
-    add_lanes = depthwise_rows.rows.add_lanes(input.itemsize)
+    add_lanes = row_sums.lanes(input.itemsize)
     lanes, ahead = machine.vector_bytes() // input.itemsize, depthwise_rows.ahead(plan, input.itemsize)
     together = max(1, machine.SUMS_BYTES // (plan.kernel_size * machine.vector_bytes()))
     sums = together * plan.kernel_size * (lanes + 1)
