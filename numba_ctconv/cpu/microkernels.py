@@ -62,6 +62,8 @@ class Shape(NamedTuple):
 class Tile(Emitter):
     """Writes the code of a tile."""
 
+    tiles_ahead = 1  # that are computed before what is asked for of the slab is needed
+
     def __init__(self, builder: Any, shape: Shape) -> None:
         super().__init__(builder, shape.double, shape.lanes)
         self.shape = shape
@@ -168,9 +170,9 @@ class Tile(Emitter):
                 value.add_incoming(self.zero(), before)
         offset = self.index_at(offsets, r)
         x = [self.load(self.element_at(slab, builder.add(offset, I64(v * shape.lanes)))) for v in range(shape.vectors)]
-        # what the next tile will load: a row that is read in place is new to the caches at its first tile
+        # what a later tile will load: a row that is read in place is new to the caches at its first tile
         for k in range(0, shape.vectors * shape.lanes, CACHE_LINE // self.size):
-            ahead = builder.add(offset, I64(shape.vectors * shape.lanes + k))
+            ahead = builder.add(offset, I64(self.tiles_ahead * shape.vectors * shape.lanes + k))
             self.prefetch(self.element_at(slab, ahead), write=False)
         weights = self.element_at(panel, builder.mul(r, I64(shape.rows)))
         # weights that come from memory stream past once a block of columns
@@ -213,6 +215,8 @@ def tile_row(
 
 class TileRow(Tile):
     """Writes the code of one block of terms of a row of tiles."""
+
+    tiles_ahead = 2  # each takes but as long as one block
 
     def write(self, panel, slab, offsets, terms, count, start, sums, out, channel_stride):
         builder, shape = self.builder, self.shape
