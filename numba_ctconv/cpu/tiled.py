@@ -82,7 +82,7 @@ def product(
                     start[second * start_size + m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
                 panel_at = address_of(panels) + (group * row_tiles + row_tile) * panel_size
                 done = 0
-                if sizes.row_sums != 0 and source_at != 0:
+                if sizes.row_sums != 0:
                     whole = columns // (most * lanes)
                     done = whole * most * lanes
                     target = direct_target(sizes, phases, column, done, channel, channels, output)
