@@ -22,6 +22,7 @@ LARGEST_SLAB_BYTES = 4 * 1024 * 1024
 MOST_IN_PLACE = 64  # times that a sample is loaded, below which copying it first would show
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 MOST_STREAMS = 48  # rows that are read in place side by side at little loss: prefetchers follow 32 or so
+LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
 CACHE_WAYS = 8
 WIDEST_SLAB = 48  # vectors; a wider one spreads each row over more pages than the TLB covers
@@ -239,8 +240,11 @@ def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, worker
     columns = batch * (layout.lead + positions + layout.tail) - layout.lead - layout.tail
     widest = layout.width
     row_sums = 0
-    if in_place and layout.many_streams(row_channels):
-        widest = min(widest, full * max(1, target.SUMS_BYTES // source.itemsize // layout.rows // full))
+    room = target.SUMS_BYTES // source.itemsize // layout.rows  # for the sums of a row of tiles
+    if layout.row_tiles(row_channels) > 1:  # each of which reads the block again
+        room = min(room, SLAB_BYTES // source.itemsize // layout.slab_rows)
+    if in_place and layout.many_streams(row_channels) and min(room, columns) >= LEAST_ROW * full:
+        widest = min(widest, room // full * full)
         row_sums = widest * layout.rows
     elif in_place:
         widest = min(widest, full * max(1, IN_PLACE_BYTES // source.itemsize // layout.slab_rows // full))
