@@ -123,6 +123,7 @@ with event.install_listener("numba:compile", made):
 assert (y.bias == 30).all()
 print(len(made.buffer))
 """
+KEPT = 4  # of it without tiles: both forms of the bias' kernel, and the two C functions that it calls
 
 
 def files(folder):
@@ -155,7 +156,7 @@ def test_processes_fill_a_folder_at_once(tmp_path):
     code = SMALL.format(tiles=0)
     for process in [run(code, tmp_path) for _ in range(4)]:
         printed(process)
-    assert sorted(path.suffix for path in files(tmp_path)) == [".nbc", ".nbc"]  # and nothing half-written
+    assert [path.suffix for path in files(tmp_path)] == [".nbc"] * KEPT  # and nothing half-written
     assert int(printed(run(code, tmp_path))) == 0
 
 
@@ -163,7 +164,7 @@ def test_another_processor_has_files_of_its_own(tmp_path):
     code = SMALL.format(tiles=0)
     printed(run(code, tmp_path))
     assert int(printed(run(code, tmp_path, NUMBA_CPU_NAME="generic"))) > 0
-    assert len(files(tmp_path)) == 4
+    assert len(files(tmp_path)) == 2 * KEPT
 
 
 def test_what_other_sources_left_is_removed_once_nobody_uses_it(tmp_path):

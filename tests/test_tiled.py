@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import layer_problems
-from numba_ctconv.cpu import depthwise_rows, layout, microkernels, moves, target, weight_layout
+from numba_ctconv.cpu import depthwise, depthwise_rows, layout, microkernels, moves, target, weight_layout
 from numba_ctconv.geometry import plan
 
 
@@ -240,6 +240,30 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(monke
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parameters", [{"stride": 8, "padding": 4, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
+def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(monkeypatch, dtype, parameters):
+    """Many rows that are read in place are summed up a block of terms after the other, by all tiles of a row."""
+    rng = np.random.default_rng(5)
+    x, w = rng.standard_normal((2, 98, 901)).astype(dtype), rng.standard_normal((98, 3, 16)).astype(dtype)
+    bias = rng.standard_normal(3 * parameters.get("groups", 1)).astype(dtype)
+    taken = []
+
+    def counted(*arguments, size=layout.sizes_of):
+        taken.append(size(*arguments))
+        return taken[-1]
+
+    monkeypatch.setattr(layout, "sizes_of", counted)
+    monkeypatch.setattr(target, "SUMS_BYTES", 5000)  # narrow blocks, of which most touch no end of an item
+    in_rows = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
+    monkeypatch.setattr(layout, "MOST_STREAMS", 98)
+    by_themselves = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
+    assert [own.in_place for own in taken] == [1, 1]
+    assert taken[0].row_sums * dtype().itemsize <= 5000 < 901 * dtype().itemsize * taken[0].rows
+    assert taken[0].row_sums > 0 == taken[1].row_sums
+    np.testing.assert_array_equal(in_rows, by_themselves)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("kernel_size", "parameters", "length"),
     [
@@ -268,6 +292,55 @@ def test_depthwise_rows_give_the_bits_of_tiles(monkeypatch, dtype, kernel_size, 
     monkeypatch.setattr(depthwise_rows, "fits", lambda _: False)
     for rows, tiles in zip(in_rows, results(), strict=True):
         np.testing.assert_array_equal(rows, tiles)
+
+
+def test_depthwise_rows_touch_nothing_beside_their_arrays(surrounded):
+    """Vectors at the ends of a row keep to the lanes inside; what lies around would spoil a sum, or be overwritten."""
+    parameters = {"stride": 3, "padding": (7, -4), "groups": 4}
+    for length in (1, 15, 40, 600):
+        rng = np.random.default_rng(length)
+        x = rng.integers(-4, 5, (2, 4, length)).astype(np.float32)
+        w, bias = rng.integers(-4, 5, (4, 1, 11)).astype(np.float32), np.arange(4, dtype=np.float32)
+        y = reference.conv_transpose1d(x, w, bias, **parameters)
+        whole, out = surrounded(np.zeros_like(y, np.float32))
+        nc.conv_transpose1d(surrounded(x)[1], w, bias, algorithm="tiled", out=out, **parameters)
+        np.testing.assert_array_equal(out, y)
+        assert np.isnan(whole).sum() == whole.size - out.size
+        expected = reference.conv_transpose1d_backward(y, x, w, **parameters)
+        whole, dx = surrounded(np.zeros_like(x))
+        gradients = nc.Gradients(dx, np.zeros_like(w), np.zeros_like(bias))
+        nc.conv_transpose1d_backward(out, surrounded(x)[1], w, algorithm="tiled", out=gradients, **parameters)
+        for own, defined in zip(gradients, expected, strict=True):
+            np.testing.assert_array_equal(own, defined)
+        assert np.isnan(whole).sum() == whole.size - dx.size
+
+
+@pytest.fixture
+def surrounded():
+    """An array, and a view of its middle that holds given values, with NaN around."""
+
+    def place(values):
+        whole = np.full((values.shape[0], values.shape[1], values.shape[2] + 70), np.nan, np.float32)
+        whole[..., 33:-37] = values
+        return whole, whole[..., 33:-37]
+
+    return place
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_depthwise_rows_that_are_not_contiguous_pass_in_chunks(dtype):
+    """They are longer than what passes at once; contiguous ones are computed in place."""
+    rng = np.random.default_rng(6)
+    length = 2 * depthwise.CHUNK + 77
+    x, w = rng.integers(-4, 5, (2, 3, length)).astype(dtype), rng.integers(-4, 5, (3, 1, 15)).astype(dtype)
+    parameters = {"stride": 4, "padding": (-5, 30), "groups": 3, "algorithm": "tiled"}
+    y = nc.conv_transpose1d(x, w, **parameters)
+    expected = nc.conv_transpose1d_backward(y, x, w, **parameters)
+    far = [np.repeat(array, 2, axis=-1)[..., ::-2] for array in (x[..., ::-1], y[..., ::-1])]
+    assert all(array.strides[-1] == -2 * array.itemsize for array in far)
+    np.testing.assert_array_equal(nc.conv_transpose1d(far[0], w, **parameters), y)
+    for own, other in zip(nc.conv_transpose1d_backward(far[1], far[0], w, **parameters), expected, strict=True):
+        np.testing.assert_array_equal(own, other)
 
 
 @pytest.mark.parametrize("operand", ["input", "grad_output", "weight"])

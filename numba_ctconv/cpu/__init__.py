@@ -13,7 +13,7 @@ import numpy as np
 from .. import checks
 from ..checks import Algorithm
 from ..geometry import Geometry
-from . import fast
+from . import fast, row_sums
 from . import forward as forward_kernels
 from . import grad_input as grad_input_kernels
 from . import grad_weight as grad_weight_kernels
@@ -163,9 +163,12 @@ class CpuEngine:
 
     def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: None, grad_bias: Any) -> None:
         """Overwrite grad_bias (C_out) from grad_output; one kernel serves all algorithms."""
-        workers = machine.threads()
-        slab = np.empty((workers, machine.LONGEST_STRETCH), grad_bias.dtype)
-        grad_weight_kernels.sum_channels(grad_output, workers, slab, grad_bias)
+        workers, itemsize = machine.threads(), grad_bias.itemsize
+        lanes, together = machine.vector_bytes() // itemsize, machine.SUMS_BYTES // machine.vector_bytes()
+        scratch = np.empty((workers, together * (lanes + 1) + machine.LONGEST_STRETCH), grad_bias.dtype)
+        grad_weight_kernels.sum_channels(
+            grad_output, row_sums.rows(itemsize), row_sums.lanes(itemsize), lanes, together, workers, scratch, grad_bias
+        )
 
     # A layer's parameters live in host memory already; CUDA's are moved.
 

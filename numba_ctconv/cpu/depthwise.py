@@ -1,87 +1,92 @@
 """The fast path of layers with one input channel a group, and for the gradients one output channel too.
 
 Each row of such a layer, (item, channel), meets one row of the source, and little is multiplied: memory sets the pace.
-depthwise_rows computes a stretch of positions in place; here a row is cut into what lies inside both arrays and what
-touches an end of either, which goes through scratch memory with zeros where the source has ended. What is computed for
-a position is the same either way.
+The C functions of depthwise_rows compute rows in place, many a call, for rows may be short; here the work is shared out
+and cut into what lies inside both arrays and what touches an end of either. Arrays that are not contiguous in time pass
+through scratch memory. What is computed for a position is the same either way.
 
-Called by the engine with its scratch memory; nothing here allocates or checks. Rows may be short and many, so nothing
-here takes a view of an array, which Numba would count a reference for.
+Called by the engine with its scratch memory; nothing here allocates or checks.
 """
 
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, copy_bytes
+from .intrinsics import address_of, call_rows, copy_bytes
 
-CHUNK = 64  # positions that pass through scratch memory at once
-STRETCH = 512  # positions that a lane of grad_weight's sums takes its share of before they are added up
+CHUNK = 512  # positions that pass through scratch memory at once
 
 
 @kernel("r3 c3 r1 i i i i i i i i i i i i c2 w3")
 def rows(
-    source, weight, bias, row, step_in, lead, tail, crop_in, step_out, crop_out, position, positions, lanes, workers,
-    stretches, scratch, target,
+    source, weight, bias, function, step_in, lead, tail, crop_in, step_out, crop_out, position, positions, lanes,
+    workers, stretches, scratch, target,
 ):  # fmt: skip
-    """Forward and grad_input: the positions from `position` on of each row, computed by the C function at `row`.
+    """Forward and grad_input: the positions from `position` on of each row, by the C function at an address.
 
     Position q takes the samples from (q - lead)·step_in - crop_in up to (q + tail + 1)·step_in - crop_in, and gives
     those from q·step_out - crop_out on, step_out of them. Rows are cut into `stretches` for the workers. Scratch
-    (workers, -): what a row starts from, samples and results of a chunk.
+    (workers, -): the bias of a layer that has none, samples and results of a chunk.
     """
     batch, channels, length = target.shape
     multiplier = channels // source.shape[1]
     size = target.itemsize
-    taps = weight.shape[2]
-    inside_begin = max(lead + -(-crop_in // step_in), -(-crop_out // step_out))
-    inside_end = min((source.shape[2] + crop_in) // step_in - tail, (length + crop_out) // step_out)
-    if source.strides[2] != size or target.strides[2] != size:
-        inside_end = inside_begin
+    in_place = source.strides[2] == size and target.strides[2] == size
+    given, made = 1, 1 + (lead + CHUNK + tail) * step_in
     tasks = batch * channels * stretches
     for worker in prange(workers):
-        start_at = address_of(scratch) + worker * scratch.strides[0]
-        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
+        scratch_at = address_of(scratch) + worker * scratch.strides[0]
+        scratch[worker, 0] = -0.0
+        bias_at, bias_step = scratch_at, 0
+        if bias.size > 0:
+            bias_at, bias_step = address_of(bias), bias.strides[0]
+        task, last = worker * tasks // workers, (worker + 1) * tasks // workers
+        while task < last:
             line, stretch = task // stretches, task % stretches
-            item = line // channels
-            channel = line - item * channels
+            lines = last - task if stretches == 1 else 1
             begin = position + stretch * positions // stretches
             end = position + (stretch + 1) * positions // stretches
-            first = min(max(begin, inside_begin), end)
-            last = max(min(end, inside_end), first)
-            if last - first < lanes or end - begin <= CHUNK:  # too little, or all passes through scratch at once
-                last = first
-            scratch[worker, 0] = -bias[channel] if bias.size > 0 else 0
-            weights_at = address_of(weight) + channel * taps * size
-            chunk = begin
-            while chunk < end:
-                if chunk == first and last > first:
-                    whole = (last - first) // lanes * lanes
-                    source_at = (
-                        address_of(source) + item * source.strides[0] + channel // multiplier * source.strides[1]
-                    )
-                    source_at += (first * step_in - crop_in) * size
-                    target_at = address_of(target) + item * target.strides[0] + channel * target.strides[1]
-                    target_at += (first * step_out - crop_out) * size
-                    call_move(row, source_at, weights_at, whole, target_at, start_at)
-                    if whole < last - first:  # the last vector once more, so that it ends where the positions do
-                        back = last - first - lanes
-                        source_at += back * step_in * size
-                        target_at += back * step_out * size
-                        call_move(row, source_at, weights_at, lanes, target_at, start_at)
-                    chunk = last
-                    continue
-                count = min(CHUNK, (first if chunk < first else end) - chunk)
-                whole = -(-count // lanes) * lanes
-                given, made = 1, 1 + (lead + CHUNK + tail) * step_in
-                copy_padded(
-                    source, item, channel // multiplier, (chunk - lead) * step_in - crop_in,
-                    (lead + whole + tail) * step_in, scratch, worker, given,
-                )  # fmt: skip
-                call_move(
-                    row, start_at + (given + lead * step_in) * size, weights_at, whole, start_at + made * size, start_at
+            if in_place:
+                first_in, first_out = begin * step_in - crop_in, begin * step_out - crop_out
+                stop_out = min(length, end * step_out - crop_out)
+                inside, stop = far_from_ends(
+                    first_in, source.shape[2], step_in, lead, tail, first_out, stop_out, step_out, end - begin, lanes
                 )
+                call_rows(function, (
+                    address_of(source), source.strides[0], source.strides[1], source.shape[2], first_in,
+                    address_of(target), target.strides[0], target.strides[1], stop_out, first_out,
+                    address_of(weight), bias_at, bias_step, channels, multiplier, line, lines, inside, stop,
+                    end - begin,
+                ))  # fmt: skip
+                task += lines
+                continue
+            item = line // channels
+            channel = line - item * channels
+            for chunk in range(begin, end, CHUNK):
+                count = min(CHUNK, end - chunk)
+                samples = (lead + count + tail) * step_in
+                first = (chunk - lead) * step_in - crop_in
+                copy_padded(source, item, channel // multiplier, first, samples, scratch, worker, given)
+                inside, stop = far_from_ends(
+                    lead * step_in, samples, step_in, lead, tail, 0, count * step_out, step_out, count, lanes
+                )
+                call_rows(function, (
+                    scratch_at + given * size, 0, 0, samples, lead * step_in,
+                    scratch_at + made * size, 0, 0, count * step_out, 0,
+                    address_of(weight), bias_at, bias_step, channels, channels, channel, 1, inside, stop, count,
+                ))  # fmt: skip
                 keep(scratch, worker, made, count * step_out, target, item, channel, chunk * step_out - crop_out)
-                chunk += count
+            task += 1
+
+
+@helper
+def far_from_ends(first_in, length_in, step_in, lead, tail, first_out, length_out, step_out, positions, lanes):
+    """Whole vectors of positions, from one on up to another, whose samples all lie inside both arrays."""
+    begin = max(0, lead - first_in // step_in, -(first_out // step_out))
+    end = min(positions, (length_in - first_in) // step_in - tail, (length_out - first_out) // step_out)
+    begin = -(-begin // lanes) * lanes
+    if end - begin < lanes:
+        return 0, 0
+    return begin, begin + (end - begin) // lanes * lanes
 
 
 @helper
@@ -108,60 +113,61 @@ def copy_padded(source, item, channel, first, count, scratch, worker, at):
 @helper
 def keep(scratch, worker, at, count, target, item, channel, first):
     """Those of so many results that exist, from the sample `first` on."""
-    begin, end = max(0, -first), min(count, target.shape[2] - first)
-    if target.strides[2] == target.itemsize and end > begin:
-        copy_bytes(
-            address_of(target) + item * target.strides[0] + channel * target.strides[1]
-            + (first + begin) * target.itemsize,
-            address_of(scratch) + worker * scratch.strides[0] + (at + begin) * scratch.itemsize,
-            (end - begin) * target.itemsize,
-        )  # fmt: skip
-    else:
-        for j in range(begin, end):
-            target[item, channel, first + j] = scratch[worker, at + j]
+    for j in range(max(0, -first), min(count, target.shape[2] - first)):
+        target[item, channel, first + j] = scratch[worker, at + j]
 
 
-@kernel("r3 r3 i i i i i i c2 c1 w3")
-def grad_weight(grad_output, input, row, stride, reach, crop, lanes, workers, scratch, infinite, grad_weight):
-    """The sums over time of each channel, by the C function at `row`.
+@kernel("r3 r3 i i i i i i i i c2 c1 w3")
+def grad_weight(
+    grad_output, input, function, add_lanes, stride, tail, crop, lanes, together, workers, scratch, infinite,
+    grad_weight,
+):  # fmt: skip
+    """The sums over time of each channel, by the C functions at two addresses; so many channels after each other.
 
-    Scratch (workers, -): the sums of each lane, and samples of both operands. `infinite` gets a NaN where a sum is
-    not finite, which a sample may have done to it that meets none.
+    Scratch (workers, -): the sums of each lane and of all, and samples of both operands. `infinite` gets a NaN where a
+    sum is not finite, which a sample may have done to it that meets none.
     """
     batch, channels, length = input.shape
     size = input.itemsize
     taps = grad_weight.shape[2]
-    inside_begin = -(-crop // stride)
-    inside_end = (grad_output.shape[2] + crop) // stride - reach
-    if grad_output.strides[2] != size:
-        inside_end = inside_begin
-    given = taps * lanes
-    met = given + (STRETCH + reach) * stride
+    in_place = input.strides[2] == size and grad_output.strides[2] == size
+    totals = together * taps * lanes
+    given = totals + together * taps
+    met = given + (CHUNK + tail) * stride
+    inside, stop = far_from_ends(-crop, grad_output.shape[2], stride, 0, tail, 0, length, 1, length, lanes)
     for worker in prange(workers):
         scratch_at = address_of(scratch) + worker * scratch.strides[0]
         check = infinite.dtype.type(0)
-        for channel in range(worker * channels // workers, (worker + 1) * channels // workers):
-            for j in range(taps * lanes):
+        last = (worker + 1) * channels // workers
+        for first in range(worker * channels // workers, last, together):
+            count = min(together, last - first)
+            for j in range(count * taps * lanes):
                 scratch[worker, j] = 0
             for item in range(batch):
-                for t in range(0, length, STRETCH):
-                    count = min(STRETCH, length - t)
-                    whole = -(-count // lanes) * lanes
-                    x_at = address_of(input) + item * input.strides[0] + channel * input.strides[1] + t * size
-                    if count < whole or input.strides[2] != size:
-                        copy_padded(input, item, channel, t, whole, scratch, worker, met)
-                        x_at = scratch_at + met * size
-                    dy_at = address_of(grad_output) + item * grad_output.strides[0] + channel * grad_output.strides[1]
-                    dy_at += (t * stride - crop) * size
-                    if t < inside_begin or t + whole > inside_end:
-                        first, samples = t * stride - crop, (whole + reach) * stride
-                        copy_padded(grad_output, item, channel, first, samples, scratch, worker, given)
-                        dy_at = scratch_at + given * size
-                    call_move(row, x_at, dy_at, whole, scratch_at, 0)
-            for k in range(taps):
-                total = infinite.dtype.type(0)
-                for j in range(lanes):
-                    total += scratch[worker, k * lanes + j]
-                check += total * 0
-                grad_weight[channel, 0, k] = total
+                if in_place:
+                    call_rows(function, (
+                        address_of(input) + item * input.strides[0] + first * input.strides[1], input.strides[1],
+                        length, address_of(grad_output) + item * grad_output.strides[0]
+                        + first * grad_output.strides[1], grad_output.strides[1], grad_output.shape[2], -crop,
+                        scratch_at, count, inside, stop,
+                    ))  # fmt: skip
+                    continue
+                for channel in range(count):
+                    for t in range(0, length, CHUNK):
+                        own = min(CHUNK, length - t)
+                        copy_padded(input, item, first + channel, t, own, scratch, worker, met)
+                        samples = (own + tail) * stride
+                        copy_padded(
+                            grad_output, item, first + channel, t * stride - crop, samples, scratch, worker, given
+                        )
+                        call_rows(function, (
+                            scratch_at + met * size, 0, own, scratch_at + given * size, 0, samples, 0,
+                            scratch_at + channel * taps * lanes * size, 1, 0, own // lanes * lanes,
+                        ))  # fmt: skip
+            call_rows(add_lanes, (scratch_at, count * taps, scratch_at + totals * size))
+            for channel in range(count):
+                for k in range(taps):
+                    total = scratch[worker, totals + channel * taps + k]
+                    check += total * 0
+                    grad_weight[first + channel, 0, k] = total
         infinite[worker] = check

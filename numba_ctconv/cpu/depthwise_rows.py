@@ -1,12 +1,16 @@
-"""The rows of a depthwise layer: C functions that compute a stretch of one, whose taps are fixed when it is compiled.
+"""The rows of a depthwise layer: C functions that compute many of them, whose taps are fixed when they are compiled.
 
 With one input channel a group there is little to multiply and nothing to pack: a function loads each sample from where
 it lies, holds the weights in registers and stores whole vectors. It sums a row's taps in the order of the tiles, so it
-gives their bits. Addresses are int64, counts in positions, a multiple of the lanes.
+gives their bits. What lies outside an array counts as zero; a step that touches an end of one loads and stores only
+the lanes that are inside.
+
+A function takes the address of its arguments, int64 each, in the order of the classes here: addresses and distances in
+bytes, everything else in elements.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import types
 from numba.extending import intrinsic
@@ -14,12 +18,54 @@ from numba.extending import intrinsic
 from ..forks import compiling
 from ..geometry import Plan, plan
 from . import target
-from .emitter import I64, Emitter, c_function
-from .moves import SIGNATURE
+from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
+from .row_parts import Ends, Planes, load, prefetch, store, vectors_ahead
 
 MOST_TAPS = 32  # one block of terms, so that the order is the tiles'
 MOST_PHASES = 12
-LONGEST_REACH = 64  # positions; what touches an end is copied with its reach
+LONGEST_REACH = 64  # positions; what touches an end is computed with its reach
+STRETCH = 512  # positions whose products a lane of a gradient's sums adds up before they join the others
+
+
+class Rows(NamedTuple):
+    """What forward and grad_input take: rows of a source and of a target, positions of a row."""
+
+    source: Any
+    source_item: Any  # distance of two items, and of two channels
+    source_channel: Any
+    source_length: Any
+    source_first: Any  # the sample that position 0 takes first: may be outside
+    target: Any
+    target_item: Any
+    target_channel: Any
+    target_length: Any
+    target_first: Any  # the sample that position 0 gives first: may be outside
+    weights: Any  # (channels, taps)
+    bias: Any
+    bias_step: Any
+    channels: Any  # of the target
+    multiplier: Any  # channels of the target to one of the source
+    line: Any  # the first row, counting channels of one item after the other's
+    lines: Any
+    begin: Any  # the positions in [begin, end) are far from either end of both arrays
+    end: Any
+    positions: Any
+
+
+class Sums(NamedTuple):
+    """What grad_weight takes: an item's rows of the input and of the output gradient."""
+
+    input: Any
+    input_channel: Any
+    input_length: Any
+    grad_output: Any
+    grad_output_channel: Any
+    grad_output_length: Any
+    grad_output_first: Any  # the sample that input 0 meets first: may be outside
+    sums: Any  # (channels, taps, lanes)
+    channels: Any
+    begin: Any
+    end: Any
 
 
 def fits(layer: Plan) -> bool:
@@ -28,83 +74,147 @@ def fits(layer: Plan) -> bool:
     return few and layer.shift(layer.kernel_size - 1) <= LONGEST_REACH
 
 
+def ahead(layer: Plan, itemsize: int) -> int:
+    """Positions after its own whose output gradients a step far from the ends loads."""
+    lanes = target.vector_bytes() // itemsize
+    return vectors_ahead(layer, lanes) * lanes or layer.shift(layer.kernel_size - 1)
+
+
 @intrinsic(prefer_literal=True)
-def forward_row(typingctx, double, lanes, taps, stride, dilation, source, weights, count, target, start):
-    """Emit target[q·stride + r] = -start + Σ_k weights[k]·source[q - h_k] over the taps k of phase r and shift h_k."""
+def forward_rows(typingctx, double, lanes, taps, stride, dilation, given):
+    """Emit target[q·stride + r] = bias + Σ_k weights[k]·source[q - h_k] over the taps k of phase r and shift h_k."""
     literals = (double, lanes, taps, stride, dilation)
 
     def codegen(context, builder, signature, args):
         emit, layer = _emitter(builder, *literals)
-        source, weights, count, target, start = args[5:]
-        weight = _weights(emit, weights, layer.kernel_size)
-        less = emit.broadcast_at(start, 0)
-        with emit.loop(count, I64(emit.lanes)) as loop:
-            q = loop.index
-            at = emit.element_at(source, q)
-            samples = {}
+        given = Rows._make(emit.given(args[5], len(Rows._fields)))
+        shifts = sorted({layer.shift(k) for k in range(layer.kernel_size)})
+        ends = Ends(emit, given.begin, given.end, given.positions, len(shifts) + layer.stride)
+
+        def firsts(position):
+            """The first samples of the vectors that a step loads and stores."""
+            at = builder.add(given.source_first, position)
+            to = builder.add(given.target_first, builder.mul(position, I64(layer.stride)))
+            loads = [builder.sub(at, I64(h)) for h in shifts]
+            return loads, [builder.add(to, I64(k * emit.lanes)) for k in range(layer.stride)]
+
+        def step(row, position, kept):
+            loads, stores = firsts(position)
+            if kept is None:
+                kept = [None] * (len(loads) + len(stores))
+                prefetch(emit, row.source, loads[:1], write=False)
+                prefetch(emit, row.target, stores, write=True)
+            vectors = zip(shifts, loads, kept[: len(loads)], strict=True)
+            samples = {h: load(emit, row.source, first, within) for h, first, within in vectors}
             streams = []
             for phase in range(layer.stride):
                 total = emit.zero()
                 for k in layer.taps(phase):
-                    h = layer.shift(k)
-                    if h not in samples:
-                        samples[h] = emit.load(emit.element_at(at, I64(-h)))
-                    total = builder.call(emit.fma, [weight(k), samples[h], total])
-                streams.append([builder.fsub(total, less)])
-            to = emit.element_at(target, builder.mul(q, I64(layer.stride)))
-            for k, value in enumerate(emit.interleaved(streams)):
-                emit.store(value, emit.element_at(to, I64(k * emit.lanes)))
+                    total = builder.call(emit.fma, [row.weight(k), samples[layer.shift(k)], total])
+                streams.append([builder.fsub(total, row.less)])
+            for value, first, within in zip(emit.interleaved(streams), stores, kept[len(loads) :], strict=True):
+                store(emit, value, row.target, first, within)
+
+        def kept_at(position):
+            loads, stores = firsts(position)
+            return [
+                *(emit.lanes_within(first, given.source_length) for first in loads),
+                *(emit.lanes_within(first, given.target_length) for first in stores),
+            ]
+
+        with ends.passes(kept_at) as inside, emit.loop(given.lines, I64(1)) as line:
+            row = Row(emit, given, line.index, layer.kernel_size)
+            with ends.steps() as (_, position, kept):
+                step(row, position, kept)
+            with emit.loop(inside, I64(emit.lanes)) as loop:
+                step(row, builder.add(given.begin, loop.index), None)
         return context.get_dummy_value()
 
-    return types.void(*literals, *[types.int64] * 5), codegen
+    return types.void(*literals, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def grad_input_row(typingctx, double, lanes, taps, stride, dilation, source, weights, count, target, start):
-    """Emit target[t] = -start + Σ_k weights[k]·source[t·stride + k·dilation]."""
+def grad_input_rows(typingctx, double, lanes, taps, stride, dilation, given):
+    """Emit target[t] = Σ_k weights[k]·source[t·stride + k·dilation]."""
     literals = (double, lanes, taps, stride, dilation)
 
     def codegen(context, builder, signature, args):
         emit, layer = _emitter(builder, *literals)
-        source, weights, count, target, start = args[5:]
-        weight = _weights(emit, weights, layer.kernel_size)
-        less = emit.broadcast_at(start, 0)
-        with emit.loop(count, I64(emit.lanes)) as loop:
-            sample = _planes(emit, layer, source, loop.index)
+        given = Rows._make(emit.given(args[5], len(Rows._fields)))
+        planes = Planes(emit, layer, given.source_first)
+        ends = Ends(emit, given.begin, given.end, given.positions, 1 + planes.loads)
+
+        def step(row, position, sample, kept):
             total = emit.zero()
             for k in range(layer.kernel_size):
-                total = builder.call(emit.fma, [weight(k), sample(k), total])
-            emit.store(builder.fsub(total, less), emit.element_at(target, loop.index))
+                total = builder.call(emit.fma, [row.weight(k), sample(k), total])
+            to = builder.add(given.target_first, position)
+            store(emit, builder.fsub(total, row.less), row.target, to, kept)
+
+        def kept_at(position):
+            to = builder.add(given.target_first, position)
+            return [emit.lanes_within(to, given.target_length), *planes.kept_at(position, given.source_length)]
+
+        with ends.passes(kept_at) as inside, emit.loop(given.lines, I64(1)) as line:
+            row = Row(emit, given, line.index, layer.kernel_size)
+            with ends.steps() as (_, position, kept):
+                step(row, position, planes.near_an_end(row.source, position, kept[1:]), kept[0])
+            with planes.inside(row.source, given.begin, inside, []) as (_, position, sample):
+                step(row, position, sample, None)
         return context.get_dummy_value()
 
-    return types.void(*literals, *[types.int64] * 5), codegen
+    return types.void(*literals, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
-def grad_weight_row(typingctx, double, lanes, taps, stride, dilation, input, grad_output, count, sums, nothing):
-    """Emit sums[k, lane] += Σ_t input[t]·grad_output[t·stride + k·dilation] over the t of a lane.
+def grad_weight_rows(typingctx, double, lanes, taps, stride, dilation, given):
+    """Emit sums[channel, k, lane] += Σ_t input[t]·grad_output[t·stride + k·dilation] over the t of a lane.
 
-    `sums` is lanes wide; as many taps are summed up at once as registers hold.
+    As many taps are summed up at once as registers hold.
     """
     literals = (double, lanes, taps, stride, dilation)
 
     def codegen(context, builder, signature, args):
         emit, layer = _emitter(builder, *literals)
-        input, grad_output, count, sums, _ = args[5:]
+        given = Sums._make(emit.given(args[5], len(Sums._fields)))
+        planes = Planes(emit, layer, given.grad_output_first)
+        ends = Ends(emit, given.begin, given.end, given.input_length, 1 + planes.loads)
         together = target.vector_registers() // 2
-        for first in range(0, layer.kernel_size, together):
-            own = range(first, min(first + together, layer.kernel_size))
-            with emit.loop(count, I64(emit.lanes), [emit.zero()] * len(own)) as loop:
-                x = emit.load(emit.element_at(input, loop.index))
-                sample = _planes(emit, layer, grad_output, loop.index)
-                totals = zip(own, loop.values, strict=True)
-                loop.keep([builder.call(emit.fma, [x, sample(k), total]) for k, total in totals])
-            for k, value in zip(own, loop.values, strict=True):
+
+        def step(loop, own, x, sample):
+            totals = zip(own, loop.values, strict=True)
+            loop.keep([builder.call(emit.fma, [x, sample(k), total]) for k, total in totals])
+
+        def add(sums, own, totals):
+            for k, total in zip(own, totals, strict=True):
                 place = emit.element_at(sums, I64(k * emit.lanes))
-                emit.store(builder.fadd(emit.load(place), value), place)
+                emit.store(builder.fadd(emit.load(place), total), place)
+
+        def kept_at(t):
+            return [emit.lanes_within(t, given.input_length), *planes.kept_at(t, given.grad_output_length)]
+
+        with ends.passes(kept_at) as inside, emit.loop(given.channels, I64(1)) as channel:
+            input = builder.add(given.input, builder.mul(channel.index, given.input_channel))
+            grad_output = builder.add(given.grad_output, builder.mul(channel.index, given.grad_output_channel))
+            sums = emit.element_at(given.sums, builder.mul(channel.index, I64(layer.kernel_size * emit.lanes)))
+            for first in range(0, layer.kernel_size, together):
+                own = range(first, min(first + together, layer.kernel_size))
+                with ends.steps([emit.zero()] * len(own)) as (loop, t, kept):
+                    x = load(emit, input, t, kept[0])
+                    step(loop, own, x, planes.near_an_end(grad_output, t, kept[1:]))
+                with emit.loop(inside, I64(STRETCH), loop.values) as stretch:
+                    begin = builder.add(given.begin, stretch.index)
+                    count = builder.sub(stretch.end, stretch.index)
+                    with planes.inside(grad_output, begin, count, stretch.values) as (loop, t, sample):
+                        step(loop, own, load(emit, input, t, None), sample)
+                    more = builder.icmp_signed("<", stretch.end, inside)
+                    with builder.if_then(more):
+                        add(sums, own, loop.values)
+                    stretch.keep([builder.select(more, emit.zero(), total) for total in loop.values])
+                add(sums, own, stretch.values)
         return context.get_dummy_value()
 
-    return types.void(*literals, *[types.int64] * 5), codegen
+    return types.void(*literals, types.int64), codegen
 
 
 def _emitter(builder: Any, *literals: Any) -> tuple[Emitter, Plan]:
@@ -112,27 +222,34 @@ def _emitter(builder: Any, *literals: Any) -> tuple[Emitter, Plan]:
     return Emitter(builder, double, lanes), plan(taps, stride, dilation)
 
 
+class Row:
+    """Where a row lies, and what is the same for all its positions."""
+
+    def __init__(self, emit: Emitter, given: Rows, index: Any, taps: int) -> None:
+        builder = emit.builder
+        line = builder.add(given.line, index)
+        item = builder.udiv(line, given.channels)
+        channel = builder.sub(line, builder.mul(item, given.channels))
+
+        def row(base, item_step, channel_step, channel):
+            return builder.add(base, builder.add(builder.mul(item, item_step), builder.mul(channel, channel_step)))
+
+        group = builder.udiv(channel, given.multiplier)
+        self.source = row(given.source, given.source_item, given.source_channel, group)
+        self.target = row(given.target, given.target_item, given.target_channel, channel)
+        # a difference with -bias, as the tiles have it
+        bias = emit.broadcast_at(builder.add(given.bias, builder.mul(channel, given.bias_step)), 0)
+        self.less = builder.fneg(bias)
+        weights = emit.element_at(given.weights, builder.mul(channel, I64(taps)))
+        self.weight = _weights(emit, weights, taps)
+
+
 def _weights(emit: Emitter, weights: Any, taps: int) -> Callable[[int], Any]:
-    """Weight k in all lanes: in registers before the loop where they are few, else from memory at each use."""
+    """Weight k in all lanes: in registers before the loops where they are few, else from memory at each use."""
     if taps <= target.vector_registers() // 2:
         kept = [emit.broadcast_at(weights, k) for k in range(taps)]
         return kept.__getitem__
     return lambda k: emit.broadcast_at(weights, k)
-
-
-def _planes(emit: Emitter, layer: Plan, grad_output: Any, t: Any) -> Callable[[int], Any]:
-    """The output gradients that tap k brings to a vector of input samples from t on."""
-    loaded: dict[int, Any] = {}
-
-    def sample(k: int) -> Any:
-        shift, plane = divmod(k * layer.dilation, layer.stride)
-        if shift not in loaded:
-            at = emit.element_at(grad_output, emit.builder.mul(emit.builder.add(t, I64(shift)), I64(layer.stride)))
-            places = [emit.element_at(at, I64(v * emit.lanes)) for v in range(layer.stride)]
-            loaded[shift] = emit.deinterleaved([emit.load(place) for place in places])
-        return loaded[shift][plane]
-
-    return sample
 
 
 class CompiledRows:
@@ -143,8 +260,10 @@ class CompiledRows:
 
     def __call__(self, operation: str, layer: Plan, itemsize: int) -> int:
         """The address of the function of "forward", "grad_input" or "grad_weight"."""
-        lanes = target.vector_bytes() // itemsize
-        key = (operation, int(itemsize == 8), lanes, layer.kernel_size, layer.stride, layer.dilation)
+        key = (
+            operation, int(itemsize == 8), target.vector_bytes() // itemsize, layer.kernel_size, layer.stride,
+            layer.dilation,
+        )  # fmt: skip
         if key not in self._kept:
             with compiling:
                 self._kept[key] = self._kept.get(key) or _compile(*key)
@@ -155,9 +274,11 @@ rows = CompiledRows()
 
 
 def _compile(operation: str, double: int, lanes: int, taps: int, stride: int, dilation: int) -> Any:
-    row = {"forward": forward_row, "grad_input": grad_input_row, "grad_weight": grad_weight_row}[operation]
+    row = {"forward": forward_rows, "grad_input": grad_input_rows, "grad_weight": grad_weight_rows}[operation]
 
-    def function(source, weights, count, target, start):
-        row(double, lanes, taps, stride, dilation, source, weights, count, target, start)
+    def function(given):
+        row(double, lanes, taps, stride, dilation, given)
 
-    return c_function(function, SIGNATURE, f"depthwise_rows.{operation}-{double}-{lanes}-{taps}-{stride}-{dilation}")
+    return c_function(
+        function, ROWS_SIGNATURE, f"depthwise_rows.{operation}-{double}-{lanes}-{taps}-{stride}-{dilation}"
+    )

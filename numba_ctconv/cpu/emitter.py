@@ -8,12 +8,14 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from llvmlite import ir
+from numba import types
 from numba.core import cgutils
 from numba.core.ccallback import CFunc
 
 from .compilation import keep_on_disk
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
+ROWS_SIGNATURE = types.void(types.int64)  # of what takes more arguments than a call passes well: their address
 
 
 class Emitter:
@@ -78,16 +80,55 @@ class Emitter:
             result.append((value, [slot < count for _, slot in places]))
         return result
 
+    def lanes_within(self, first, length):
+        """Which lanes, of which the first stands at index `first`, lie in an array of so many elements."""
+        builder, narrow = self.builder, ir.VectorType(I32, self.lanes)
+
+        def cut(value):
+            value = builder.select(builder.icmp_signed("<", value, I64(0)), I64(0), value)
+            value = builder.select(builder.icmp_signed("<", value, I64(self.lanes)), value, I64(self.lanes))
+            return self.broadcast(builder.trunc(value, I32), narrow)
+
+        lane = ir.Constant(narrow, list(range(self.lanes)))
+        begun = builder.icmp_signed(">=", lane, cut(builder.neg(first)))
+        return builder.and_(begun, builder.icmp_signed("<", lane, cut(builder.sub(length, first))))
+
+    def load_some(self, address, kept):
+        """The lanes that are kept, and zero in the others, whose memory is not touched."""
+        pointer, bits = self.vector.as_pointer(), ir.VectorType(ir.IntType(1), self.lanes)
+        function = self._masked("load", ir.FunctionType(self.vector, [pointer, I32, bits, self.vector]))
+        return self.builder.call(function, [self.builder.inttoptr(address, pointer), I32(self.size), kept, self.zero()])
+
     def store_some(self, value, address, kept):
         """Store the lanes that are kept; memory of the others is not touched."""
-        bits = ir.VectorType(ir.IntType(1), self.lanes)
-        pointer = self.vector.as_pointer()
-        kind = ir.FunctionType(ir.VoidType(), [self.vector, pointer, I32, bits])
-        name = f"llvm.masked.store.v{self.lanes}f{8 * self.size}.p0"
-        function = cgutils.get_or_insert_function(self.builder.module, kind, name)
-        self.builder.call(
-            function, [value, self.builder.inttoptr(address, pointer), I32(self.size), ir.Constant(bits, kept)]
-        )
+        pointer, bits = self.vector.as_pointer(), ir.VectorType(ir.IntType(1), self.lanes)
+        function = self._masked("store", ir.FunctionType(ir.VoidType(), [self.vector, pointer, I32, bits]))
+        self.builder.call(function, [value, self.builder.inttoptr(address, pointer), I32(self.size), kept])
+
+    def added_lanes(self, value):
+        """The sum of all lanes in each of them, in a tree."""
+        half = self.lanes // 2
+        while half:
+            turned = self.permuted(value, value, [(k + half) % self.lanes for k in range(self.lanes)])
+            value, half = self.builder.fadd(value, turned), half // 2
+        return value
+
+    def pack_lanes(self, kept):
+        """Which lanes are kept, as the bits of an int64."""
+        return self.builder.zext(self.builder.bitcast(kept, ir.IntType(self.lanes)), I64)
+
+    def unpack_lanes(self, bits):
+        """The inverse of `pack_lanes`."""
+        bits = self.builder.trunc(bits, ir.IntType(self.lanes))
+        return self.builder.bitcast(bits, ir.VectorType(ir.IntType(1), self.lanes))
+
+    def constant_lanes(self, kept):
+        """Which lanes are kept, known when this is compiled."""
+        return ir.Constant(ir.VectorType(ir.IntType(1), self.lanes), kept)
+
+    def _masked(self, action, kind):
+        name = f"llvm.masked.{action}.v{self.lanes}f{8 * self.size}.p0"
+        return cgutils.get_or_insert_function(self.builder.module, kind, name)
 
     def deinterleaved(self, vectors):
         """The inverse of `interleaved`: as many streams of one vector each."""
@@ -124,10 +165,21 @@ class Emitter:
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
         self.builder.call(function, [self.builder.inttoptr(address, byte), I32(int(write)), I32(3), I32(1)])
 
+    def given(self, address, count):
+        """So many arguments, from their address."""
+        return [self.index_at(address, I64(k)) for k in range(count)]
+
     def index_at(self, address, k):
         """Element k of an array of int64."""
+        return self.builder.load(self._index_place(address, k))
+
+    def store_index(self, value, address, k):
+        """Element k of an array of int64 from now on."""
+        self.builder.store(value, self._index_place(address, k))
+
+    def _index_place(self, address, k):
         place = self.builder.add(address, self.builder.mul(k, I64(8)))
-        return self.builder.load(self.builder.inttoptr(place, I64.as_pointer()))
+        return self.builder.inttoptr(place, I64.as_pointer())
 
     def load(self, address):
         return self.builder.load(self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
@@ -135,14 +187,22 @@ class Emitter:
     def store(self, value, address):
         self.builder.store(value, self.builder.inttoptr(address, self.vector.as_pointer()), align=self.size)
 
+    def store_first(self, value, address):
+        """Store the first lane."""
+        place = self.builder.inttoptr(address, self.element.as_pointer())
+        self.builder.store(self.builder.extract_element(value, I32(0)), place, align=self.size)
+
     def zero(self):
         return ir.Constant(self.vector, [0.0] * self.lanes)
 
     def broadcast_at(self, address, m):
         """Element m of an array in all lanes."""
         place = self.builder.inttoptr(self.element_at(address, I64(m)), self.element.as_pointer())
-        scalar = self.builder.load(place, align=self.size)
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        return self.broadcast(self.builder.load(place, align=self.size), self.vector)
+
+    def broadcast(self, scalar, vector):
+        """A scalar in all lanes of a type of vector."""
+        undefined = ir.Constant(vector, ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, I32(0))
         return self.permuted(first, undefined, [0] * self.lanes)
 

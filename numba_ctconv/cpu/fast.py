@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from ..geometry import Geometry, Plan
-from . import depthwise, depthwise_rows, layout, microkernels, moves, panels, tiled, tiled_weight, weight_layout
+from . import (
+    depthwise,
+    depthwise_rows,
+    layout,
+    microkernels,
+    moves,
+    panels,
+    row_sums,
+    tiled,
+    tiled_weight,
+    weight_layout,
+)
 from . import target as machine
 from .panels import Packed
 
@@ -46,7 +57,7 @@ def grad_input(
     if _is_depthwise(weight, groups) and depthwise_rows.fits(plan):
         own = _kept(kept, ("rows", plan, groups), lambda: panels.of_rows(weight))
         if own.finite:
-            steps = (plan.stride, 0, plan.shift(plan.kernel_size - 1), crop, 1, 0)
+            steps = (plan.stride, 0, depthwise_rows.ahead(plan, grad_input.itemsize), crop, 1, 0)
             _rows("grad_input", grad_output, own.values, nothing, plan, workers, steps, 0, length, grad_input)
         return bool(own.finite)
     packed = _kept(kept, ("grad_input", plan, groups), lambda: panels.of_grad_input(weight, plan, groups))
@@ -79,28 +90,30 @@ def _kept(kept: Kept | None, key: tuple[str, Plan, int], pack: Callable[[], Any]
 def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan, workers: int,
           steps: tuple[int, int, int, int, int, int], position: int, positions: int, target: Any) -> None:  # fmt: skip
     """Run a depthwise layer's forward or grad_input; `steps` are step_in, lead, tail, crop_in, step_out, crop_out."""
-    row = depthwise_rows.rows(operation, plan, target.itemsize)
+    function = depthwise_rows.rows(operation, plan, target.itemsize)
     step_in, lead, tail, _, step_out, _ = steps
     chunk = depthwise.CHUNK
     scratch = np.empty((workers, (lead + chunk + tail) * step_in + chunk * step_out + 1), target.dtype)
     lanes = machine.vector_bytes() // target.itemsize
     stretches = machine.stretches(workers, target.shape[0] * target.shape[1], target.shape[2])
     depthwise.rows(
-        source, weight, bias, row, *steps, position, positions, lanes, workers, stretches, scratch, target
+        source, weight, bias, function, *steps, position, positions, lanes, workers, stretches, scratch, target
     )  # fmt: skip
 
 
 def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, grad_weight: Any) -> bool:
     """Run a depthwise layer's grad_weight; False where an operand is not finite."""
-    row = depthwise_rows.rows("grad_weight", plan, input.itemsize)
-    lanes, reach = machine.vector_bytes() // input.itemsize, plan.shift(plan.kernel_size - 1)
-    scratch = np.empty(
-        (workers, plan.kernel_size * lanes + (depthwise.STRETCH + reach) * plan.stride + depthwise.STRETCH), input.dtype
-    )
+    function = depthwise_rows.rows("grad_weight", plan, input.itemsize)
+    add_lanes = row_sums.lanes(input.itemsize)
+    lanes, ahead = machine.vector_bytes() // input.itemsize, depthwise_rows.ahead(plan, input.itemsize)
+    together = max(1, machine.SUMS_BYTES // (plan.kernel_size * machine.vector_bytes()))
+    sums = together * plan.kernel_size * (lanes + 1)
+    scratch = np.empty((workers, sums + (depthwise.CHUNK + ahead) * plan.stride + depthwise.CHUNK), input.dtype)
     infinite = np.zeros(workers, input.dtype)
     depthwise.grad_weight(
-        grad_output, input, row, plan.stride, reach, crop, lanes, workers, scratch, infinite, grad_weight
-    )
+        grad_output, input, function, add_lanes, plan.stride, ahead, crop, lanes, together, workers, scratch, infinite,
+        grad_weight,
+    )  # fmt: skip
     return not np.isnan(infinite).any()
 
 
@@ -127,12 +140,13 @@ def _product(
         tile_size = own.rows * own.vectors * own.lanes
         staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
         line = machine.CACHE_LINE // output.itemsize
-        scratch = np.empty((workers, tile_size + line + staged + 2 * sizes.start_size), output.dtype)
+        sums_size = max(tile_size, sizes.row_sums) + line
+        scratch = np.empty((workers, sums_size + staged + 2 * sizes.start_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
         tiled.product(
             source, bias, panel.values, own.term_rows, own.term_starts, own.planes, own.phases, panel.tiles,
-            panel.lay_out, panel.deinterleave if own.every_plane else 0, sizes, workers, slabs, scratch, offsets,
-            output,
+            panel.lay_out, panel.deinterleave if own.every_plane else 0, panel.tile_row, sizes, workers, slabs, scratch,
+            offsets, output,
         )  # fmt: skip
 
 

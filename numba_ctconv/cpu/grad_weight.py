@@ -12,7 +12,8 @@ sum_channels the gradient of the bias: a task owns a channel.
 from numba import prange
 
 from .compilation import kernel
-from .rows import copy_row, count_below, dot, first_not_below, total
+from .intrinsics import address_of, call_rows
+from .rows import copy_row, count_below, dot, first_not_below
 
 
 @kernel("r3 r3 i i i i i c3 c2 w3")
@@ -73,16 +74,36 @@ def scatter(grad_output, input, stride, dilation, groups, crop_left, workers, gr
                         grad_weight[i, channel, k] += input[item, i, t] * dy
 
 
-@kernel("r3 i c2 w1")
-def sum_channels(grad_output, workers, slab, grad_bias):
-    """Sum grad_output[n, o, l] over n and l. Scratch: slab (workers, stretch)."""
-    batch, channels, output_length = grad_output.shape
-    stretch = slab.shape[1]
+@kernel("r3 i i i i i c2 w1")
+def sum_channels(grad_output, add_rows, add_lanes, lanes, together, workers, scratch, grad_bias):
+    """Sum grad_output[n, o, l] over n and l, by the C functions at two addresses; so many channels after each other.
+
+    Scratch (workers, -): the sums of each lane and of all, and samples of a row that is not contiguous.
+    """
+    batch, channels, length = grad_output.shape
+    size = grad_output.itemsize
+    item_step, channel_step, step = grad_output.strides
+    totals, given = together * lanes, together * (lanes + 1)
+    stretch = scratch.shape[1] - given
     for worker in prange(workers):
-        for o in range(worker * channels // workers, (worker + 1) * channels // workers):
-            grad_bias[o] = 0
+        scratch_at = address_of(scratch) + worker * scratch.strides[0]
+        last = (worker + 1) * channels // workers
+        for first in range(worker * channels // workers, last, together):
+            count = min(together, last - first)
+            for j in range(count * lanes):
+                scratch[worker, j] = 0
             for item in range(batch):
-                for l in range(0, output_length, stretch):
-                    l_end = min(l + stretch, output_length)
-                    copy_row(slab[worker, : l_end - l], grad_output[item, o, l:l_end])
-                    grad_bias[o] += total(slab[worker, : l_end - l])
+                if step == size:
+                    start = address_of(grad_output) + item * item_step + first * channel_step
+                    call_rows(add_rows, (start, channel_step, count, length, scratch_at))
+                    continue
+                for channel in range(count):
+                    for l in range(0, length, stretch):
+                        l_end = min(l + stretch, length)
+                        row = scratch[worker, given : given + l_end - l]
+                        copy_row(row, grad_output[item, first + channel, l:l_end])
+                        sums_at = scratch_at + channel * lanes * size
+                        call_rows(add_rows, (address_of(row), 0, 1, row.size, sums_at))
+            call_rows(add_lanes, (scratch_at, count, scratch_at + totals * size))
+            for channel in range(count):
+                grad_bias[first + channel] = scratch[worker, totals + channel]

@@ -72,3 +72,19 @@ def call_pack(typingctx, pack, source, inner_step, inner, channel_step, tap_step
         return context.get_dummy_value()
 
     return types.void(*[types.int64] * (1 + PACK_ARGUMENTS)), codegen
+
+
+@intrinsic
+def call_rows(typingctx, function, values):
+    """Call the C function of rows at an address with the address of so many integers."""
+
+    def codegen(context, builder, signature, args):
+        integer, count = ir.IntType(64), len(signature.args[1])
+        room = cgutils.alloca_once(builder, ir.ArrayType(integer, count))
+        for k, value in enumerate(cgutils.unpack_tuple(builder, args[1], count)):
+            builder.store(value, builder.gep(room, [ir.IntType(32)(0), ir.IntType(32)(k)]))
+        pointer = ir.FunctionType(ir.VoidType(), [integer]).as_pointer()
+        builder.call(builder.inttoptr(args[0], pointer), [builder.ptrtoint(room, integer)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64, values), codegen

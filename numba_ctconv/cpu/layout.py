@@ -21,6 +21,8 @@ DENSE_GAP = 8  # part of an item's positions that the gap between items may take
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
 MOST_IN_PLACE = 40  # times that a sample is loaded, below which copying it first would show
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
+MOST_STREAMS = 48  # rows that are read in place side by side at little loss: prefetchers follow 32 or so
+LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
 CACHE_WAYS = 8
 WIDEST_SLAB = 48  # vectors; wider ones leave too few blocks to share out evenly
@@ -52,6 +54,7 @@ class Sizes(NamedTuple):
     q_first: int
     positions: int  # of an item
     in_place: int  # whether blocks inside an item are read where they are
+    row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
 
 
 class Layout(NamedTuple):
@@ -83,6 +86,14 @@ class Layout(NamedTuple):
     def row_tiles(self, row_channels: int) -> int:
         """Tiles that cover the rows of a group."""
         return -(-row_channels // (self.rows // self.tile_phases)) * -(-len(self.phases) // self.tile_phases)
+
+    def many_streams(self, row_channels: int) -> bool:
+        """Whether rows that are read in place are too many to be read side by side.
+
+        Then all tiles of a block sum up a block of terms before any sums up the next.
+        """
+        in_place = self.step_in == 1 and self.every_plane and self.row_tiles(row_channels) * self.taps <= MOST_IN_PLACE
+        return in_place and self.slab_rows > MOST_STREAMS
 
 
 class Layouts(NamedTuple):
@@ -238,7 +249,14 @@ def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, worker
     in_place = reads_in_place(layout, row_channels, source)
     columns = batch * (layout.lead + positions + layout.tail) - layout.lead - layout.tail
     widest = layout.width
-    if in_place:
+    row_sums = 0
+    room = target.SUMS_BYTES // source.itemsize // layout.rows  # for the sums of a row of tiles
+    if layout.row_tiles(row_channels) > 1:  # each of which reads the block again
+        room = min(room, SLAB_BYTES // source.itemsize // layout.slab_rows)
+    if in_place and layout.many_streams(row_channels) and min(room, columns) >= LEAST_ROW * full:
+        widest = min(widest, room // full * full)
+        row_sums = widest * layout.rows
+    elif in_place:
         widest = min(widest, full * max(1, IN_PLACE_BYTES // source.itemsize // layout.slab_rows // full))
     blocks = max(1, -(-columns // widest))
     width = min(widest, -(-columns // blocks // full) * full)
@@ -249,7 +267,20 @@ def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, worker
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
     return Sizes._make(
-        (*layout.fixed, groups, parts, strip, pitch, width, crop_in, crop_out, q_first, positions, int(in_place))
+        (
+            *layout.fixed,
+            groups,
+            parts,
+            strip,
+            pitch,
+            width,
+            crop_in,
+            crop_out,
+            q_first,
+            positions,
+            int(in_place),
+            row_sums,
+        )
     )
 
 

@@ -62,19 +62,24 @@ class Shape(NamedTuple):
 class Tile(Emitter):
     """Writes the code of a tile."""
 
+    tiles_ahead = 1  # that are computed before what is asked for of the slab is needed
+
     def __init__(self, builder: Any, shape: Shape) -> None:
         super().__init__(builder, shape.double, shape.lanes)
         self.shape = shape
 
     def write(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):
         builder, shape = self.builder, self.shape
-        channels = range(shape.rows // shape.phases)
-        for channel in channels:
+        for channel in range(shape.rows // shape.phases):
             at = builder.mul(channel_stride, I64(channel))
             for k in range(shape.slots * shape.vectors + 1):
                 self.prefetch(self.element_at(out, builder.add(at, I64(k * shape.lanes))), write=True)
-        total = self.total(panel, slab, offsets, terms, block, start, sums)
-        for channel in channels:
+        self.keep(self.total(panel, slab, offsets, terms, block, start, sums), out, channel_stride)
+
+    def keep(self, total, out, channel_stride):
+        """Store a tile."""
+        builder, shape = self.builder, self.shape
+        for channel in range(shape.rows // shape.phases):
             streams = total[channel * shape.phases : (channel + 1) * shape.phases]
             at = builder.mul(channel_stride, I64(channel))
             places = [
@@ -83,7 +88,7 @@ class Tile(Emitter):
             if shape.slots > shape.phases:
                 for place, (value, kept) in zip(places, self.spread(streams, shape.slots), strict=True):
                     if any(kept):
-                        self.store_some(value, place, kept)
+                        self.store_some(value, place, self.constant_lanes(kept))
                 continue
             for place, value in zip(places, self.interleaved(streams), strict=True):
                 self.store(builder.fadd(self.load(place), value) if shape.adds else value, place)
@@ -108,17 +113,12 @@ class Tile(Emitter):
         partial = self.block(panel, slab, offsets, begin, end)
         builder.cbranch(builder.icmp_signed("==", begin, I64(0)), first, later)
 
-        def at_end_of(where, sum_of):
-            builder.position_at_end(where)
-            values = [[sum_of(m, v) for v in range(shape.vectors)] for m in range(shape.rows)]
-            builder.branch(following)
-            return values
-
         # a difference here, a sum there: LLVM would merge two sums, and what they add would pass through the stack
-        at_first = at_end_of(first, lambda m, v: builder.fsub(partial[m][v], self.broadcast_at(start, m)))
-        at_later = at_end_of(later, lambda m, v: builder.fadd(partial[m][v], self.load(self.sum_at(sums, m, v))))
-        builder.position_at_end(following)
-        total = self.merged((first, at_first), (later, at_later))
+        total = self.either(
+            following,
+            (first, lambda m, v: builder.fsub(partial[m][v], self.broadcast_at(start, m))),
+            (later, lambda m, v: builder.fadd(partial[m][v], self.load(self.sum_at(sums, m, v)))),
+        )
         builder.cbranch(builder.icmp_signed("<", end, terms), wait, done)
 
         builder.position_at_end(wait)
@@ -133,6 +133,16 @@ class Tile(Emitter):
         builder.branch(done)
         builder.position_at_end(done)
         return self.merged((following, total), (none, nothing))
+
+    def either(self, following, *ways):
+        """The vectors of a tile as blocks compute them that lead to the same one: (block, what of row and vector)."""
+        brought = []
+        for where, sum_of in ways:
+            self.builder.position_at_end(where)
+            brought.append((where, [[sum_of(m, v) for v in range(self.shape.vectors)] for m in range(self.shape.rows)]))
+            self.builder.branch(following)
+        self.builder.position_at_end(following)
+        return self.merged(*brought)
 
     def merged(self, *ways):
         """The vectors of a tile where ways meet that bring them: (block, vectors) each."""
@@ -160,9 +170,9 @@ class Tile(Emitter):
                 value.add_incoming(self.zero(), before)
         offset = self.index_at(offsets, r)
         x = [self.load(self.element_at(slab, builder.add(offset, I64(v * shape.lanes)))) for v in range(shape.vectors)]
-        # what the next tile will load: a row that is read in place is new to the caches at its first tile
+        # what a later tile will load: a row that is read in place is new to the caches at its first tile
         for k in range(0, shape.vectors * shape.lanes, CACHE_LINE // self.size):
-            ahead = builder.add(offset, I64(shape.vectors * shape.lanes + k))
+            ahead = builder.add(offset, I64(self.tiles_ahead * shape.vectors * shape.lanes + k))
             self.prefetch(self.element_at(slab, ahead), write=False)
         weights = self.element_at(panel, builder.mul(r, I64(shape.rows)))
         # weights that come from memory stream past once a block of columns

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import layout, microkernels, moves, packing
+from . import layout, microkernels, moves, packing, tile_rows
 from .layout import Layouts
 
 TOGETHER = 16  # tiles that are packed together where they are neighbours in the weight
@@ -19,6 +19,7 @@ class Panels(NamedTuple):
     tiles: Any  # addresses of the tiles
     lay_out: int  # and of moves: of the runs that a tile leaves, and
     deinterleave: int  # of the planes of the spaced layout; each is compiled here, whatever layout calls take
+    tile_row: int  # address of the rows of tiles, for many rows that are read in place
 
 
 class Rows(NamedTuple):
@@ -76,6 +77,9 @@ def _packed(split: Any, layouts: tuple[Layouts, ...], together: int) -> Packed:
                 microkernels.tiles(split.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots),
                 moves.moves.lay_out(split.itemsize, own.tile_phases),
                 moves.moves.deinterleave(split.itemsize, own.lanes, own.step_in) if own.every_plane else 0,
+                tile_rows.rows_of_tiles(split.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
+                if own.many_streams(row_channels)
+                else 0,
             )
         )
         finite = finite and not np.isnan(infinite).any()

@@ -62,15 +62,6 @@ def dot(a, b):
 
 
 @reduction
-def total(a):
-    """Σ_j a[j], in as many partial sums as the vectors have lanes."""
-    total = a.dtype.type(0)
-    for j in range(a.size):
-        total += a[j]
-    return total
-
-
-@reduction
 def nothing_of(a):
     """0 where all elements are finite, else NaN."""
     total = a.dtype.type(0)

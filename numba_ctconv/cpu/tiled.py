@@ -26,17 +26,17 @@ from .packing import pack_slab
 from .rows import count_below, first_not_below, to_line
 
 
-@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i s i c2 c2 o2 w3", Sizes)
+@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i i s i c2 c2 o2 w3", Sizes)
 def product(
-    source, bias, panels, term_rows, term_starts, planes, phases, tiles, lay_out, deinterleave, sizes, workers, slabs,
-    scratch, offsets, output,
+    source, bias, panels, term_rows, term_starts, planes, phases, tiles, lay_out, deinterleave, tile_row, sizes,
+    workers, slabs, scratch, offsets, output,
 ):  # fmt: skip
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
     `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors and of that of few columns; `lay_out` and
-    `deinterleave` those of moves, or 0; `sizes` is a layout.Sizes. Scratch: slabs (workers, strips · rows · pitch),
-    scratch (workers, sums of a tile, staging, and what two tiles start from), offsets (2, terms) into a slab and into
-    rows that are read where they are.
+    `deinterleave` those of moves, and `tile_row` that of rows of tiles, or 0; `sizes` is a layout.Sizes. Scratch: slabs
+    (workers, strips · rows · pitch), scratch (workers, sums of a tile or of a row of tiles, staging, and what two
+    tiles start from), offsets (2, terms) into a slab and into rows that are read where they are.
     """
     lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
     group_rows = output.shape[1] // groups
@@ -48,7 +48,8 @@ def product(
     size = panels.itemsize
     tasks = groups * blocks * parts
     most = tiles.size - 1  # vectors of a tile
-    tile_size, start_size, few_size = rows * most * lanes, sizes.start_size, sizes.few_size
+    start_size, few_size = sizes.start_size, sizes.few_size
+    sums_size = max(rows * most * lanes, sizes.row_sums)
     terms = term_rows.size
     panel_size = terms * rows * size
     strip_size = source.shape[1] // groups * planes.size * sizes.pitch * size
@@ -60,7 +61,7 @@ def product(
         slab = slabs[worker]
         own = scratch[worker, to_line(scratch[worker]) :]  # else every vector of sums would lie in two lines
         sums_at = address_of(own)
-        staging = own[tile_size : own.size - 2 * start_size]
+        staging = own[sums_size : own.size - 2 * start_size]
         start = own[own.size - 2 * start_size :]
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, column = task // parts // blocks, sizes.lead + task // parts % blocks * sizes.width
@@ -82,9 +83,23 @@ def product(
                     c = m // tile_phases
                     start[second * start_size + m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
                 panel_at = address_of(panels) + (group * row_tiles + row_tile) * panel_size
+                begin = 0
+                if sizes.row_sums != 0 and strip_width >= columns:
+                    whole = columns // (most * lanes)
+                    begin = whole * most * lanes
+                    target = direct_target(sizes, phases, column, begin, channel, channels, output)
+                    if target == 0:
+                        begin = 0
+                    for r in range(0, terms if begin > 0 else 0, sizes.block):
+                        call_tile(
+                            tile_row, panel_at + r * rows * size, block_at, block_offsets + r * 8,
+                            min(sizes.block, terms - r), whole,
+                            address_of(start) + second * start_size * size if r == 0 else 0, sums_at,
+                            target if r + sizes.block >= terms else 0, output.strides[1] // size,
+                        )  # fmt: skip
                 for strip in range(0, columns, strip_width):
                     strip_at = block_at + strip // strip_width * strip_size
-                    done, end = strip, min(strip + strip_width, columns)
+                    done, end = max(strip, begin), min(strip + strip_width, columns)
                     while done < end:
                         if end - done <= sizes.few_columns:
                             if second == 1 or row_tile + 1 == row_end:  # a last one by itself is computed twice
