@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import checks, cpu
-from .checks import Algorithm
+from .checks import Algorithm, Precision
 from .geometry import Geometry
 
 
@@ -15,11 +15,12 @@ class Engine(Protocol):
 
     A *value* is what the caller passed, an *array* the engine's own view of it, with NumPy's shape, strides and dtype.
     `stream` is what `launch_stream` returned: None on the CPU. `kept` is a dict in which the engine may keep what it
-    makes of the weight; a layer gives the same one until its weight changes, a function None. An operation overwrites
-    its last argument.
+    makes of the weight; a layer gives the same one until its weight changes, a function None. `precision` "tf32" allows
+    an operation to round float32 factors, and obliges it to nothing. An operation overwrites its last argument.
     """
 
     algorithms: tuple[Algorithm, ...]
+    precisions: tuple[Precision, ...]
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of all arrays of a call, of dtypes that the kernels take, on one device; None stays None."""
@@ -47,6 +48,7 @@ class Engine(Protocol):
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Any,
         kept: dict[Any, Any] | None,
         output: Any,
@@ -60,6 +62,7 @@ class Engine(Protocol):
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Any,
         kept: dict[Any, Any] | None,
         grad_input: Any,
@@ -73,6 +76,7 @@ class Engine(Protocol):
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Any,
         grad_weight: Any,
     ) -> None:

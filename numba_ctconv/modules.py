@@ -11,6 +11,7 @@ from .checks import GradientName
 from .dispatch import Engine, cuda_engine, engine_of
 from .functional import Gradients, backward, forward
 from .geometry import Crops
+from .precision import chosen as chosen_precision
 
 
 class ConvTranspose1d:
@@ -31,6 +32,8 @@ class ConvTranspose1d:
         Where the parameters live, and so where its inputs have to.
     dtype : float32 or float64
     algorithm : {"auto", "tiled", "gather", "scatter"}
+    precision : {"ieee", "tf32"}, optional
+        As in :func:`numba_ctconv.conv_transpose1d`; by default, each call takes the setting around it.
     rng : numpy.random.Generator, optional
         Source of the initial parameters, drawn from U(-√k, √k) with k = groups/(C_out·K) as torch does.
 
@@ -73,6 +76,7 @@ class ConvTranspose1d:
         device: str = "cpu",
         dtype: Any = np.float32,
         algorithm: str = "auto",
+        precision: str | None = None,
         rng: "np.random.Generator | None" = None,  # quoted: NumPy loads numpy.random only when it is asked for
     ) -> None:
         p = checks.parameters(stride, padding, output_padding, groups, dilation)
@@ -89,6 +93,8 @@ class ConvTranspose1d:
         bound = math.sqrt(self.groups / (self.out_channels * self.kernel_size))
         engine = self._engine()
         self.algorithm = checks.algorithm(algorithm, engine.algorithms)
+        chosen_precision(precision, engine.precisions)
+        self.precision = precision
         given = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         self._checked = (given, checks.parameters(*given))
         self._kept: dict[Any, Any] = {}  # what the engine makes of the weight, until the weight is another
@@ -128,7 +134,9 @@ class ConvTranspose1d:
         if given != self._checked[0]:  # an attribute was assigned
             self._checked = (given, checks.parameters(*given))
         p = self._checked[1]
-        return forward(input, self._weight, self._bias, p, output_size, self.algorithm, out, stream, self._kept)
+        return forward(
+            input, self._weight, self._bias, p, output_size, self.algorithm, self.precision, out, stream, self._kept
+        )
 
     def backward(
         self,
@@ -148,8 +156,9 @@ class ConvTranspose1d:
         wanted = own if needs is None else needs
         p = checks.parameters(self.stride, self.padding, None, self.groups, self.dilation, derived=True)
         return backward(
-            grad_output, input, self._weight, p, wanted, input_length, self.algorithm, out, stream, self._kept
-        )
+            grad_output, input, self._weight, p, wanted, input_length, self.algorithm, self.precision, out, stream,
+            self._kept,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the parameters in host memory, under torch's names "weight" and "bias"."""

@@ -9,8 +9,10 @@ from .parameters import integer
 from .wording import one_of, refuse, type_name
 
 Algorithm = Literal["auto", "tiled", "gather", "scatter"]
+Precision = Literal["ieee", "tf32"]
 GradientName = Literal["input", "weight", "bias"]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
 class Array(Protocol):
@@ -113,6 +115,15 @@ def output_array(array: Array, name: str, shape: tuple[int, ...], dtype: np.dtyp
 def algorithm(value: object, offered: Sequence[Algorithm]) -> Algorithm:
     """One of the algorithms that an engine offers, as a string."""
     one_of(value, offered, "algorithm")
+    return value  # type: ignore[return-value]  # mypy does not narrow by membership
+
+
+def precision(value: object, offered: Sequence[Precision]) -> Precision:
+    """One of the precisions of float32 that an engine offers, as a string."""
+    one_of(value, PRECISIONS, "precision")
+    if value not in offered:
+        expected = '"ieee" or None with NumPy arrays and layers on the CPU: "tf32" is of tensor cores'
+        refuse(ValueError, "precision", expected, value)
     return value  # type: ignore[return-value]  # mypy does not narrow by membership
 
 

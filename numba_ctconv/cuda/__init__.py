@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from .. import checks
-from ..checks import Algorithm
+from ..checks import PRECISIONS, Algorithm, Precision
 from ..geometry import Geometry
 
 if find_spec("numba_cuda") is None:
@@ -28,9 +28,13 @@ from .arrays import Queue
 
 
 class CudaEngine:
-    """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run."""
+    """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run.
+
+    gather and scatter compute in full float32, also where "tf32" is allowed.
+    """
 
     algorithms: tuple[Algorithm, ...] = ("auto", "gather", "scatter")
+    precisions: tuple[Precision, ...] = PRECISIONS
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of the arrays of a call, all on one GPU; None stays None."""
@@ -82,6 +86,7 @@ class CudaEngine:
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Queue,
         kept: dict[Any, Any] | None,
         output: Any,
@@ -105,6 +110,7 @@ class CudaEngine:
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Queue,
         kept: dict[Any, Any] | None,
         grad_input: Any,
@@ -127,6 +133,7 @@ class CudaEngine:
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Queue,
         grad_weight: Any,
     ) -> None:
