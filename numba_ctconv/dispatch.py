@@ -9,6 +9,8 @@ from . import checks, cpu
 from .checks import Algorithm, Precision
 from .geometry import Geometry
 
+DLPACK_CUDA = (2, 13)  # memory of a GPU, and memory that host and GPU share
+
 
 class Engine(Protocol):
     """What functional asks of an engine: arrays in and out, and the three operations (bias apart) on batched arrays.
@@ -21,6 +23,7 @@ class Engine(Protocol):
 
     algorithms: tuple[Algorithm, ...]
     precisions: tuple[Precision, ...]
+    dtypes: tuple[np.dtype[Any], ...]
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of all arrays of a call, of dtypes that the kernels take, on one device; None stays None."""
@@ -122,8 +125,16 @@ def cuda_engine(name: str) -> Engine:
 
 
 def _on_device(value: Any, name: str) -> bool:
+    """Whether it is an array in CUDA's memory: torch's, Numba's own, or one with either protocol."""
+    if getattr(value, "is_cuda", False):  # torch, whose interface takes long to ask for
+        if value.requires_grad:
+            checks.requires_grad(name)
+        return True
     try:
         # Numba's arrays by their own mark: in its simulator they have no interface
-        return hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__")
-    except RuntimeError:  # what torch says for a tensor that requires grad
+        if hasattr(value, "__cuda_ndarray__") or hasattr(value, "__cuda_array_interface__"):
+            return True
+    except RuntimeError:  # what torch's interface says for a tensor that requires grad
         checks.requires_grad(name)
+    where = getattr(value, "__dlpack_device__", None)
+    return where is not None and hasattr(value, "__dlpack__") and where()[0] in DLPACK_CUDA

@@ -31,6 +31,7 @@ class ConvTranspose1d:
     device : {"cpu", "cuda"}
         Where the parameters live, and so where its inputs have to.
     dtype : float32 or float64
+        On CUDA also float16, and bfloat16 where ml_dtypes gives NumPy that dtype.
     algorithm : {"auto", "tiled", "gather", "scatter"}
     precision : {"ieee", "tf32"}, optional
         As in :func:`numba_ctconv.conv_transpose1d`; by default, each call takes the setting around it.
@@ -87,11 +88,11 @@ class ConvTranspose1d:
         self.in_channels, self.out_channels = checks.channels(in_channels, out_channels, p.groups)
         self.kernel_size = checks.integer(kernel_size, "kernel_size", 1)
         self.device = checks.device(device)
-        self.dtype = checks.layer_dtype(dtype)
         has_bias = checks.boolean(bias, "bias")
         generator = checks.generator(rng)
         bound = math.sqrt(self.groups / (self.out_channels * self.kernel_size))
         engine = self._engine()
+        self.dtype = checks.layer_dtype(dtype, engine.dtypes)
         self.algorithm = checks.algorithm(algorithm, engine.algorithms)
         chosen_precision(precision, engine.precisions)
         self.precision = precision
@@ -184,7 +185,7 @@ class ConvTranspose1d:
         """
         state = checks.state_keys(state_dict, ("weight",), ("bias",))
         g = checks.integer(groups, "groups", 1)
-        weight = engine_of({"weight": state["weight"]}).operands({"weight": state["weight"]})["weight"]
+        _, weight = _parameter(state["weight"], "weight", parameters.get("device"))
         in_channels, group_channels, kernel_size = checks.weight_sizes(weight.shape, g)
         layer = cls(
             in_channels,
@@ -242,8 +243,16 @@ class ConvTranspose1d:
 
     def _taken(self, value: Any, own: Any, name: str) -> Any:
         """A copy of a parameter's new value, in this layer's memory."""
-        source = engine_of({name: value})
-        array = source.operands({name: value})[name]
+        source, array = _parameter(value, name, self.device)
         checks.layer_parameter(array, name, own.shape, self.dtype)
         engine = self._engine()
         return engine.copy(array) if source is engine else engine.upload(source.download(array))
+
+
+def _parameter(value: Any, name: str, device: object) -> tuple[Engine, Any]:
+    """A parameter's new value, and the engine whose memory it is in; from the host, of any dtype that its layer has."""
+    source = engine_of({name: value})
+    if source is not cpu.ENGINE or device != "cuda":
+        return source, source.operands({name: value})[name]
+    checks.host_parameter(value, name)
+    return source, np.asarray(value)

@@ -5,6 +5,8 @@ what was given.
 """
 
 from .arrays import (
+    BFLOAT16,
+    DEVICE_DTYPES,
     DTYPES,
     PRECISIONS,
     Algorithm,
@@ -31,12 +33,14 @@ from .layers import (
     device,
     fixed_bias,
     generator,
+    host_parameter,
     layer_dtype,
     layer_parameter,
     padding_mode,
     state_keys,
 )
 from .memory import (
+    foreign_stream,
     masked,
     mixed_devices,
     mixed_memory,
@@ -44,10 +48,14 @@ from .memory import (
     no_stream,
     not_a_stream,
     not_an_array,
+    not_dense,
+    not_exported,
+    out_of_memory,
     overlapping,
     read_only,
     requires_grad,
     unaligned,
+    unallocatable,
 )
 from .parameters import (
     LARGEST_INDEX,
@@ -63,6 +71,8 @@ from .parameters import (
 )
 
 __all__ = [
+    "BFLOAT16",
+    "DEVICE_DTYPES",
     "DTYPES",
     "LARGEST_INDEX",
     "LARGEST_STEP",
@@ -81,10 +91,12 @@ __all__ = [
     "device",
     "fixed_bias",
     "floating",
+    "foreign_stream",
     "forward_geometry",
     "generator",
     "grad_output_shape",
     "gradients_out",
+    "host_parameter",
     "input_length",
     "integer",
     "layer_dtype",
@@ -97,6 +109,9 @@ __all__ = [
     "no_stream",
     "not_a_stream",
     "not_an_array",
+    "not_dense",
+    "not_exported",
+    "out_of_memory",
     "output_array",
     "output_size",
     "overlapping",
@@ -111,5 +126,6 @@ __all__ = [
     "smaller_output_padding",
     "state_keys",
     "unaligned",
+    "unallocatable",
     "weight_sizes",
 ]

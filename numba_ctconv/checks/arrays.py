@@ -15,6 +15,26 @@ DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 
+class Bfloat16:
+    """The dtype of arrays of bfloat16, which NumPy has only where ml_dtypes is; the same as ml_dtypes' own."""
+
+    name = "bfloat16"
+    itemsize = 2
+
+    def __eq__(self, other: object) -> bool:
+        return getattr(other, "name", None) == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+BFLOAT16: Any = Bfloat16()
+DEVICE_DTYPES: tuple[Any, ...] = (np.dtype(np.float16), BFLOAT16, *DTYPES)
+
+
 class Array(Protocol):
     """What the checks read of an array, wherever it lives."""
 
@@ -33,10 +53,11 @@ class Sizes(NamedTuple):
     kernel_size: int
 
 
-def floating(array: Array, name: str) -> None:
-    """float32 or float64, in the machine's byte order."""
-    if array.dtype not in DTYPES:
-        expected = "a float32 or float64 array in native byte order"
+def floating(array: Array, name: str, dtypes: Sequence[Any] = DTYPES) -> None:
+    """float32 or float64, or those of `dtypes`, in the machine's byte order."""
+    if array.dtype not in dtypes:
+        *others, last = (dtype.name for dtype in dtypes)
+        expected = f"a {', '.join(others)} or {last} array in native byte order"
         raise TypeError(f"`{name}` must be {expected}; got dtype {array.dtype}")
 
 

@@ -29,6 +29,7 @@ class CpuEngine:
 
     algorithms: tuple[Algorithm, ...] = ("auto", "tiled", "gather", "scatter")
     precisions: tuple[Precision, ...] = ("ieee",)
+    dtypes: tuple[np.dtype[Any], ...] = checks.DTYPES
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Plain views of arrays of a dtype that the kernels take; None stays None."""
