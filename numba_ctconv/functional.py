@@ -110,7 +110,8 @@ def conv_transpose1d(
     Parameters
     ----------
     input : array of shape (N, C_in, L_in) or (C_in, L_in)
-        NumPy array or CUDA device array, float32 or float64; any strides, read-only and unaligned arrays too.
+        NumPy array or CUDA device array, float32 or float64; any strides, read-only and unaligned arrays too. On CUDA
+        also float16 and bfloat16, whose products are summed in float32 and rounded once.
     weight : array of shape (C_in, C_out/groups, K)
         Of the dtype of `input`.
     bias : array of shape (C_out,), optional
@@ -189,6 +190,8 @@ def forward(
     arrays = engine.operands(given)
     x, w, b, y = arrays.values()
     checks.same_dtype({"input": x, "weight": w, "bias": b})
+    if chosen == "scatter":
+        checks.scattered(x.dtype)
     sizes = checks.sizes(x.shape, w.shape, p.groups)
     if b is not None:
         checks.bias_shape(b.shape, sizes.out_channels)
@@ -295,6 +298,8 @@ def backward(
     arrays = engine.operands(given)
     dy, x, w = arrays["grad_output"], arrays["input"], arrays["weight"]
     checks.same_dtype({"grad_output": dy, "input": x, "weight": w})
+    if chosen == "scatter":
+        checks.scattered(dy.dtype)
     length = checks.input_length(input_length, None if x is None else x.shape, "weight" in wanted)
     in_channels, channels_out, kernel_size = checks.weight_sizes(w.shape, p.groups)
     out_channels = channels_out * p.groups

@@ -24,6 +24,7 @@ from .arrays import (
     output_array,
     precision,
     same_dtype,
+    scattered,
     sizes,
     weight_sizes,
 )
@@ -122,6 +123,7 @@ __all__ = [
     "read_only",
     "requires_grad",
     "same_dtype",
+    "scattered",
     "sizes",
     "smaller_output_padding",
     "state_keys",

@@ -139,6 +139,15 @@ def algorithm(value: object, offered: Sequence[Algorithm]) -> Algorithm:
     return value  # type: ignore[return-value]  # mypy does not narrow by membership
 
 
+def scattered(dtype: Any) -> None:
+    """What "scatter" adds to, atomically: not halves, whose every sum would be rounded."""
+    if dtype.itemsize < DTYPES[0].itemsize:
+        raise ValueError(
+            f'`algorithm` must be "auto" or "gather" with {dtype.name} arrays, which are rounded once; '
+            "got algorithm='scatter'"
+        )
+
+
 def precision(value: object, offered: Sequence[Precision]) -> Precision:
     """One of the precisions of float32 that an engine offers, as a string."""
     one_of(value, PRECISIONS, "precision")

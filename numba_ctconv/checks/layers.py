@@ -5,7 +5,7 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from .arrays import BFLOAT16, DEVICE_DTYPES, DTYPES, Array, floating
+from .arrays import BFLOAT16, DEVICE_DTYPES, DTYPES, Array, Bfloat16, floating
 from .memory import masked
 from .parameters import integer
 from .wording import one_of, refuse, type_name
@@ -35,11 +35,12 @@ def device(value: object) -> Literal["cpu", "cuda"]:
 
 def layer_dtype(value: object, dtypes: Sequence[Any] = DTYPES) -> np.dtype[Any]:
     """float32 or float64, or one of `dtypes`; bfloat16 where ml_dtypes gives it to NumPy."""
-    *others, last = (dtype.name for dtype in dtypes)
+    *others, last = (each.name for each in dtypes)
     expected = f"{', '.join(others)} or {last}"
-    asked: Any = BFLOAT16.name if value is BFLOAT16 else value
+    dtype: np.dtype[Any]
+    asked: Any = value.name if isinstance(value, Bfloat16) else value
     try:
-        dtype: np.dtype[Any] = np.dtype(asked)
+        dtype = np.dtype(asked)
     except TypeError:
         needs = " (which needs ml_dtypes to be imported)" if value in (BFLOAT16, BFLOAT16.name) else ""
         refuse(TypeError, "dtype", expected + needs, value)

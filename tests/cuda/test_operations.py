@@ -168,3 +168,23 @@ def test_the_simple_kernels_compute_in_full_where_tf32_is_allowed(algorithm):
     full = forward(PARTIAL, operands, algorithm=algorithm)
     allowed = forward(PARTIAL, operands, algorithm=algorithm, precision="tf32")
     np.testing.assert_allclose(allowed, full, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("exact", [True, False], ids=["integers", "normal"])
+def test_halves_are_the_float32_result_rounded_once(dtype, exact):
+    pytest.importorskip("ml_dtypes", reason="NumPy's bfloat16 is in ml_dtypes")
+    half = [a.astype(dtype) for a in PARTIAL.operands(exact=exact)]
+    single = [a.astype(np.float32) for a in half]  # exact
+    same_bits(forward(PARTIAL, half), forward(PARTIAL, single))
+    for gradient, full in zip(backward(PARTIAL, half), backward(PARTIAL, single), strict=True):
+        same_bits(gradient, full)
+
+
+def test_halves_are_not_scattered():
+    x, w, b, dy = on_device([a.astype(np.float16) for a in PARTIAL.operands()])
+    message = '`algorithm` must be "auto" or "gather" with float16 arrays'
+    with pytest.raises(ValueError, match=message):
+        nc.conv_transpose1d(x, w, b, **PARTIAL.forward_parameters, algorithm="scatter")
+    with pytest.raises(ValueError, match=message):
+        nc.conv_transpose1d_backward(dy, x, w, **PARTIAL.backward_parameters, algorithm="scatter")
