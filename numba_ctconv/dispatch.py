@@ -7,9 +7,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from . import checks
-from .checks import Algorithm
+from .checks import Algorithm, Precision
 from .forks import compiling
 from .geometry import Geometry
+
+DLPACK_CUDA = (2, 13)  # memory of a GPU, and memory that host and GPU share
 
 
 class Engine(Protocol):
@@ -17,11 +19,13 @@ class Engine(Protocol):
 
     A *value* is what the caller passed, an *array* the engine's own view of it, with NumPy's shape, strides and dtype.
     `stream` is what `launch_stream` returned: None on the CPU. `kept` is a dict in which the engine may keep what it
-    makes of the weight; a layer gives the same one until its weight changes, a function None. An operation overwrites
-    its last argument.
+    makes of the weight; a layer gives the same one until its weight changes, a function None. `precision` "tf32" allows
+    an operation to round float32 factors, and obliges it to nothing. An operation overwrites its last argument.
     """
 
     algorithms: tuple[Algorithm, ...]
+    precisions: tuple[Precision, ...]
+    dtypes: tuple[np.dtype[Any], ...]
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of all arrays of a call, of dtypes that the kernels take, on one device; None stays None."""
@@ -49,6 +53,7 @@ class Engine(Protocol):
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Any,
         kept: dict[Any, Any] | None,
         output: Any,
@@ -62,6 +67,7 @@ class Engine(Protocol):
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Any,
         kept: dict[Any, Any] | None,
         grad_input: Any,
@@ -75,6 +81,7 @@ class Engine(Protocol):
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Any,
         grad_weight: Any,
     ) -> None:
@@ -128,8 +135,16 @@ def cuda_engine(name: str) -> Engine:
 
 
 def _on_device(value: Any, name: str) -> bool:
+    """Whether it is an array in CUDA's memory: torch's, Numba's own, or one with either protocol."""
+    if getattr(value, "is_cuda", False):  # torch, whose interface takes long to ask for
+        if value.requires_grad:
+            checks.requires_grad(name)
+        return True
     try:
         # Numba's arrays by their own mark: in its simulator they have no interface
-        return hasattr(value, "__cuda_array_interface__") or hasattr(value, "__cuda_ndarray__")
-    except RuntimeError:  # what torch says for a tensor that requires grad
+        if hasattr(value, "__cuda_ndarray__") or hasattr(value, "__cuda_array_interface__"):
+            return True
+    except RuntimeError:  # what torch's interface says for a tensor that requires grad
         checks.requires_grad(name)
+    where = getattr(value, "__dlpack_device__", None)
+    return where is not None and hasattr(value, "__dlpack__") and where()[0] in DLPACK_CUDA

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from . import checks
 from .checks import GradientName, Parameters
 from .dispatch import Engine, engine_of
+from .precision import chosen as chosen_precision
 
 
 class Gradients(NamedTuple):
@@ -96,6 +97,7 @@ def conv_transpose1d(
     *,
     output_size: int | Iterable[int] | None = None,
     algorithm: str = "auto",
+    precision: str | None = None,
     out: Any = None,
     stream: Any = None,
 ) -> Any:
@@ -108,7 +110,8 @@ def conv_transpose1d(
     Parameters
     ----------
     input : array of shape (N, C_in, L_in) or (C_in, L_in)
-        NumPy array or CUDA device array, float32 or float64; any strides, read-only and unaligned arrays too.
+        NumPy array or CUDA device array, float32 or float64; any strides, read-only and unaligned arrays too. On CUDA
+        also float16 and bfloat16, whose products are summed in float32 and rounded once.
     weight : array of shape (C_in, C_out/groups, K)
         Of the dtype of `input`.
     bias : array of shape (C_out,), optional
@@ -130,6 +133,9 @@ def conv_transpose1d(
         output sample collects its products, in a fixed order. "scatter": every input sample adds to its outputs; on
         CUDA by atomic additions, so that bits may differ from run to run. "auto" is the fastest for the layer of
         those that are deterministic.
+    precision : {"ieee", "tf32"}, optional
+        How float32 products may be computed on CUDA; "tf32" is refused beside NumPy arrays. Default: what
+        :func:`float32_precision` set around the call, else "ieee".
     out : array, optional
         Where the result goes: of its shape and dtype, writeable, sharing no memory with another argument.
     stream : optional
@@ -161,7 +167,7 @@ def conv_transpose1d(
     array([[  1.,  10., 102.,  20.]])
     """
     p = checks.parameters(stride, padding, output_padding, groups, dilation)
-    return forward(input, weight, bias, p, output_size, algorithm, out, stream)
+    return forward(input, weight, bias, p, output_size, algorithm, precision, out, stream)
 
 
 def forward(
@@ -171,6 +177,7 @@ def forward(
     p: Parameters,
     output_size: int | Iterable[int] | None,
     algorithm: str,
+    precision: str | None,
     out: Any,
     stream: Any,
     kept: dict[Any, Any] | None = None,
@@ -179,9 +186,12 @@ def forward(
     given = {"input": input, "weight": weight, "bias": bias, "out": out}
     engine = engine_of(given, optional=("bias", "out"))
     chosen = checks.algorithm(algorithm, engine.algorithms)
+    allowed = chosen_precision(precision, engine.precisions)
     arrays = engine.operands(given)
     x, w, b, y = arrays.values()
     checks.same_dtype({"input": x, "weight": w, "bias": b})
+    if chosen == "scatter":
+        checks.scattered(x.dtype)
     sizes = checks.sizes(x.shape, w.shape, p.groups)
     if b is not None:
         checks.bias_shape(b.shape, sizes.out_channels)
@@ -195,7 +205,7 @@ def forward(
     if out is None:
         out = engine.empty(shape, x.dtype, input, queue)
         y = engine.operands({"out": out})["out"]
-    engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, queue, kept, _batched(engine, y))
+    engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, allowed, queue, kept, _batched(engine, y))
     return out
 
 
@@ -212,6 +222,7 @@ def conv_transpose1d_backward(
     needs: Iterable[GradientName] = ("input", "weight", "bias"),
     input_length: int | None = None,
     algorithm: str = "auto",
+    precision: str | None = None,
     out: Gradients | None = None,
     stream: Any = None,
 ) -> Gradients:
@@ -234,6 +245,8 @@ def conv_transpose1d_backward(
     input_length : int, optional
         L_in where `input` is None.
     algorithm : {"auto", "tiled", "gather", "scatter"}
+        As in :func:`conv_transpose1d`.
+    precision : {"ieee", "tf32"}, optional
         As in :func:`conv_transpose1d`.
     out : Gradients, optional
         Where the results go; a None in it is allocated.
@@ -259,7 +272,7 @@ def conv_transpose1d_backward(
     (array([[111., 111.]]), array([[[3., 3., 3.]]]), array([5.]))
     """
     p = checks.parameters(stride, padding, output_padding, groups, dilation, derived=True)
-    return backward(grad_output, input, weight, p, needs, input_length, algorithm, out, stream)
+    return backward(grad_output, input, weight, p, needs, input_length, algorithm, precision, out, stream)
 
 
 def backward(
@@ -270,6 +283,7 @@ def backward(
     needs: Iterable[GradientName],
     input_length: int | None,
     algorithm: str,
+    precision: str | None,
     out: Gradients | None,
     stream: Any,
     kept: dict[Any, Any] | None = None,
@@ -280,9 +294,12 @@ def backward(
     given = {"grad_output": grad_output, "input": input, "weight": weight, **outs}
     engine = engine_of(given, optional=("input", *OUT_NAMES))
     chosen = checks.algorithm(algorithm, engine.algorithms)
+    allowed = chosen_precision(precision, engine.precisions)
     arrays = engine.operands(given)
     dy, x, w = arrays["grad_output"], arrays["input"], arrays["weight"]
     checks.same_dtype({"grad_output": dy, "input": x, "weight": w})
+    if chosen == "scatter":
+        checks.scattered(dy.dtype)
     length = checks.input_length(input_length, None if x is None else x.shape, "weight" in wanted)
     in_channels, channels_out, kernel_size = checks.weight_sizes(w.shape, p.groups)
     out_channels = channels_out * p.groups
@@ -301,9 +318,9 @@ def backward(
     dx, dw, db = engine.operands(outs).values()
     dy = _batched(engine, dy)
     if dx is not None:
-        engine.grad_input(dy, w, geometry, p.groups, chosen, queue, kept, _batched(engine, dx))
+        engine.grad_input(dy, w, geometry, p.groups, chosen, allowed, queue, kept, _batched(engine, dx))
     if dw is not None:
-        engine.grad_weight(dy, _batched(engine, x), geometry, p.groups, chosen, queue, dw)
+        engine.grad_weight(dy, _batched(engine, x), geometry, p.groups, chosen, allowed, queue, dw)
     if db is not None:
         engine.grad_bias(dy, chosen, queue, db)
     return Gradients(*outs.values())

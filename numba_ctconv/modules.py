@@ -11,6 +11,7 @@ from .checks import GradientName
 from .dispatch import Engine, cpu_engine, cuda_engine, engine_of
 from .functional import Gradients, backward, forward
 from .geometry import Crops
+from .precision import chosen as chosen_precision
 
 
 class ConvTranspose1d:
@@ -30,7 +31,10 @@ class ConvTranspose1d:
     device : {"cpu", "cuda"}
         Where the parameters live, and so where its inputs have to.
     dtype : float32 or float64
+        On CUDA also float16, and bfloat16 where ml_dtypes gives NumPy that dtype.
     algorithm : {"auto", "tiled", "gather", "scatter"}
+    precision : {"ieee", "tf32"}, optional
+        As in :func:`numba_ctconv.conv_transpose1d`; by default, each call takes the setting around it.
     rng : numpy.random.Generator, optional
         Source of the initial parameters, drawn from U(-√k, √k) with k = groups/(C_out·K) as torch does.
 
@@ -73,6 +77,7 @@ class ConvTranspose1d:
         device: str = "cpu",
         dtype: Any = np.float32,
         algorithm: str = "auto",
+        precision: str | None = None,
         rng: "np.random.Generator | None" = None,  # quoted: NumPy loads numpy.random only when it is asked for
     ) -> None:
         p = checks.parameters(stride, padding, output_padding, groups, dilation)
@@ -83,12 +88,14 @@ class ConvTranspose1d:
         self.in_channels, self.out_channels = checks.channels(in_channels, out_channels, p.groups)
         self.kernel_size = checks.integer(kernel_size, "kernel_size", 1)
         self.device = checks.device(device)
-        self.dtype = checks.layer_dtype(dtype)
         has_bias = checks.boolean(bias, "bias")
         generator = checks.generator(rng)
         bound = math.sqrt(self.groups / (self.out_channels * self.kernel_size))
         engine = self._engine()
+        self.dtype = checks.layer_dtype(dtype, engine.dtypes)
         self.algorithm = checks.algorithm(algorithm, engine.algorithms)
+        chosen_precision(precision, engine.precisions)
+        self.precision = precision
         given = (self.stride, self.padding, self.output_padding, self.groups, self.dilation)
         self._checked = (given, checks.parameters(*given))
         self._kept: dict[Any, Any] = {}  # what the engine makes of the weight, until the weight is another
@@ -128,7 +135,9 @@ class ConvTranspose1d:
         if given != self._checked[0]:  # an attribute was assigned
             self._checked = (given, checks.parameters(*given))
         p = self._checked[1]
-        return forward(input, self._weight, self._bias, p, output_size, self.algorithm, out, stream, self._kept)
+        return forward(
+            input, self._weight, self._bias, p, output_size, self.algorithm, self.precision, out, stream, self._kept
+        )
 
     def backward(
         self,
@@ -148,8 +157,9 @@ class ConvTranspose1d:
         wanted = own if needs is None else needs
         p = checks.parameters(self.stride, self.padding, None, self.groups, self.dilation, derived=True)
         return backward(
-            grad_output, input, self._weight, p, wanted, input_length, self.algorithm, out, stream, self._kept
-        )
+            grad_output, input, self._weight, p, wanted, input_length, self.algorithm, self.precision, out, stream,
+            self._kept,
+        )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
         """Copies of the parameters in host memory, under torch's names "weight" and "bias"."""
@@ -175,7 +185,7 @@ class ConvTranspose1d:
         """
         state = checks.state_keys(state_dict, ("weight",), ("bias",))
         g = checks.integer(groups, "groups", 1)
-        weight = engine_of({"weight": state["weight"]}).operands({"weight": state["weight"]})["weight"]
+        _, weight = _parameter(state["weight"], "weight", parameters.get("device"))
         in_channels, group_channels, kernel_size = checks.weight_sizes(weight.shape, g)
         layer = cls(
             in_channels,
@@ -233,8 +243,16 @@ class ConvTranspose1d:
 
     def _taken(self, value: Any, own: Any, name: str) -> Any:
         """A copy of a parameter's new value, in this layer's memory."""
-        source = engine_of({name: value})
-        array = source.operands({name: value})[name]
+        source, array = _parameter(value, name, self.device)
         checks.layer_parameter(array, name, own.shape, self.dtype)
         engine = self._engine()
         return engine.copy(array) if source is engine else engine.upload(source.download(array))
+
+
+def _parameter(value: Any, name: str, device: object) -> tuple[Engine, Any]:
+    """A parameter's new value, and the engine whose memory it is in; from the host, of any dtype that its layer has."""
+    source = engine_of({name: value})
+    if source is not cpu_engine() or device != "cuda":
+        return source, source.operands({name: value})[name]
+    checks.host_parameter(value, name)
+    return source, np.asarray(value)

@@ -12,7 +12,7 @@ FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
 KERNELS = [path for path in FILES if path.stem in {"forward", "grad_input", "grad_weight", "rows", "reach", "fill"}]
 
 # Each file of the core, from the bottom up: it imports nothing that stands further down in this list.
-LAYERS = ["forks", "geometry", "checks", "cpu", "dispatch", "functional", "modules", "benchmark", "cli"]
+LAYERS = ["forks", "geometry", "checks", "cpu", "dispatch", "precision", "functional", "modules", "benchmark", "cli"]
 
 
 def imports(path):

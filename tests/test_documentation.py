@@ -10,7 +10,7 @@ README = pathlib.Path(__file__).parent.parent / "README.md"
 FLAGS = doctest.NORMALIZE_WHITESPACE
 
 
-@pytest.mark.parametrize("module", ["functional", "modules"])
+@pytest.mark.parametrize("module", ["functional", "modules", "precision"])
 def test_docstring_examples(module):
     failed, tried = doctest.testmod(importlib.import_module(f"numba_ctconv.{module}"), optionflags=FLAGS)
     assert tried

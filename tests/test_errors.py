@@ -223,6 +223,12 @@ ALGORITHMS = [
     ({"algorithm": None}, TypeError, '`algorithm` must be one of "auto", "tiled", "gather", "scatter"'),
     ({"algorithm": ["auto"]}, TypeError, '`algorithm` must be one of "auto", "tiled", "gather", "scatter"'),
 ]
+PRECISIONS = [
+    ({"precision": "tf32"}, ValueError, '`precision` must be "ieee" or None with NumPy arrays and layers on the CPU'),
+    ({"precision": "tf23"}, ValueError, '`precision` must be one of "ieee", "tf32"; got precision=\'tf23\''),
+    ({"precision": 32}, TypeError, '`precision` must be one of "ieee", "tf32"; got precision=32'),
+    ({"precision": ["ieee"]}, TypeError, '`precision` must be one of "ieee", "tf32"'),
+]
 OUTPUT_SIZES = [  # stride 2, padding 0, dilation 1, 5 samples, 3 taps: 11 or 12
     (
         {"output_size": 10},
@@ -330,6 +336,7 @@ FORWARD = [
     *INTEGERS,
     *GROUPS,
     *ALGORITHMS,
+    *PRECISIONS,
     *OUTPUT_SIZES,
     (
         {"padding": 6},
@@ -522,6 +529,7 @@ BACKWARD = [
     *INTEGERS,
     *GROUPS,
     *ALGORITHMS,
+    *PRECISIONS,
     *not_arrays("grad_output", values(2, 3, 11), beside="input"),
     *not_arrays("input", values(2, 4, 5), beside="grad_output"),
     *not_arrays("weight", values(4, 3, 3), beside="grad_output"),
@@ -737,6 +745,7 @@ LAYERS = [
     *(row for row in INTEGERS if "smaller than" not in row[2]),
     *GROUPS[:4],
     *ALGORITHMS,
+    *PRECISIONS,
     ({"in_channels": 0}, ValueError, "`in_channels` must be at least 1; got in_channels=0"),
     ({"in_channels": 4.0}, TypeError, f"`in_channels` {INTEGER} in_channels=4.0"),
     ({"out_channels": -3}, ValueError, "`out_channels` must be at least 1; got out_channels=-3"),

@@ -9,8 +9,30 @@ from .parameters import integer
 from .wording import one_of, refuse, type_name
 
 Algorithm = Literal["auto", "tiled", "gather", "scatter"]
+Precision = Literal["ieee", "tf32"]
 GradientName = Literal["input", "weight", "bias"]
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+
+
+class Bfloat16:
+    """The dtype of arrays of bfloat16, which NumPy has only where ml_dtypes is; the same as ml_dtypes' own."""
+
+    name = "bfloat16"
+    itemsize = 2
+
+    def __eq__(self, other: object) -> bool:
+        return getattr(other, "name", None) == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+BFLOAT16: Any = Bfloat16()
+DEVICE_DTYPES: tuple[Any, ...] = (np.dtype(np.float16), BFLOAT16, *DTYPES)
 
 
 class Array(Protocol):
@@ -31,10 +53,11 @@ class Sizes(NamedTuple):
     kernel_size: int
 
 
-def floating(array: Array, name: str) -> None:
-    """float32 or float64, in the machine's byte order."""
-    if array.dtype not in DTYPES:
-        expected = "a float32 or float64 array in native byte order"
+def floating(array: Array, name: str, dtypes: Sequence[Any] = DTYPES) -> None:
+    """float32 or float64, or those of `dtypes`, in the machine's byte order."""
+    if array.dtype not in dtypes:
+        *others, last = (dtype.name for dtype in dtypes)
+        expected = f"a {', '.join(others)} or {last} array in native byte order"
         raise TypeError(f"`{name}` must be {expected}; got dtype {array.dtype}")
 
 
@@ -113,6 +136,24 @@ def output_array(array: Array, name: str, shape: tuple[int, ...], dtype: np.dtyp
 def algorithm(value: object, offered: Sequence[Algorithm]) -> Algorithm:
     """One of the algorithms that an engine offers, as a string."""
     one_of(value, offered, "algorithm")
+    return value  # type: ignore[return-value]  # mypy does not narrow by membership
+
+
+def scattered(dtype: Any) -> None:
+    """What "scatter" adds to, atomically: not halves, whose every sum would be rounded."""
+    if dtype.itemsize < DTYPES[0].itemsize:
+        raise ValueError(
+            f'`algorithm` must be "auto" or "gather" with {dtype.name} arrays, which are rounded once; '
+            "got algorithm='scatter'"
+        )
+
+
+def precision(value: object, offered: Sequence[Precision]) -> Precision:
+    """One of the precisions of float32 that an engine offers, as a string."""
+    one_of(value, PRECISIONS, "precision")
+    if value not in offered:
+        expected = '"ieee" or None with NumPy arrays and layers on the CPU: "tf32" is of tensor cores'
+        refuse(ValueError, "precision", expected, value)
     return value  # type: ignore[return-value]  # mypy does not narrow by membership
 
 

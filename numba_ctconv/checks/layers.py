@@ -5,7 +5,8 @@ from typing import Any, Literal, NoReturn
 
 import numpy as np
 
-from .arrays import DTYPES, Array
+from .arrays import BFLOAT16, DEVICE_DTYPES, DTYPES, Array, Bfloat16, floating
+from .memory import masked
 from .parameters import integer
 from .wording import one_of, refuse, type_name
 
@@ -32,14 +33,19 @@ def device(value: object) -> Literal["cpu", "cuda"]:
     return value  # type: ignore[return-value]  # mypy does not narrow by membership
 
 
-def layer_dtype(value: object) -> np.dtype[Any]:
-    """float32 or float64."""
+def layer_dtype(value: object, dtypes: Sequence[Any] = DTYPES) -> np.dtype[Any]:
+    """float32 or float64, or one of `dtypes`; bfloat16 where ml_dtypes gives it to NumPy."""
+    *others, last = (each.name for each in dtypes)
+    expected = f"{', '.join(others)} or {last}"
+    dtype: np.dtype[Any]
+    asked: Any = value.name if isinstance(value, Bfloat16) else value
     try:
-        dtype: np.dtype[Any] = np.dtype(value)  # type: ignore[call-overload]  # NumPy refuses what it doesn't know
+        dtype = np.dtype(asked)
     except TypeError:
-        refuse(TypeError, "dtype", "float32 or float64", value)
-    if value is None or dtype not in DTYPES:
-        refuse(TypeError, "dtype", "float32 or float64", value)
+        needs = " (which needs ml_dtypes to be imported)" if value in (BFLOAT16, BFLOAT16.name) else ""
+        refuse(TypeError, "dtype", expected + needs, value)
+    if value is None or dtype not in dtypes:
+        refuse(TypeError, "dtype", expected, value)
     return dtype
 
 
@@ -58,6 +64,13 @@ def layer_parameter(array: Array, name: str, shape: tuple[int, ...], dtype: np.d
         refuse(ValueError, name, f"of shape {shape}", array.shape, "shape ")
     if array.dtype != dtype:
         refuse(TypeError, name, f"of the layer's dtype {dtype}; convert it with astype", array.dtype, "dtype ")
+
+
+def host_parameter(value: Any, name: str) -> None:
+    """A NumPy array that a layer on CUDA is to hold."""
+    if isinstance(value, np.ma.MaskedArray):
+        masked(name)
+    floating(value, name, DEVICE_DTYPES)
 
 
 def fixed_bias(value: object) -> NoReturn:

@@ -30,10 +30,10 @@ def not_an_array(name: str, value: object) -> NoReturn:
     raise TypeError(f"`{name}` must be a NumPy array or a CUDA device array; got {type_name(value)}{hint}")
 
 
-def masked(name: str) -> NoReturn:
+def masked(name: str, what: str = "numpy.ma.MaskedArray") -> NoReturn:
     """A masked array, whose mask would be lost."""
     raise TypeError(
-        f"`{name}` must be a plain array; got a numpy.ma.MaskedArray, whose mask has no meaning in a convolution. "
+        f"`{name}` must be a plain array; got a {what}, whose mask has no meaning in a convolution. "
         "Fill it first: value.filled(0)."
     )
 
@@ -42,9 +42,18 @@ def requires_grad(name: str) -> NoReturn:
     """A torch tensor that autograd follows."""
     raise TypeError(
         f"`{name}` must be a tensor that autograd does not follow; got a torch tensor with requires_grad=True. "
-        "Pass value.detach(); gradients come from conv_transpose1d_backward (numba_ctconv.torch is where autograd "
-        "support will live)."
+        "Pass value.detach(); gradients come from conv_transpose1d_backward."
     )
+
+
+def not_dense(name: str, what: object) -> NoReturn:
+    """A torch tensor whose numbers do not lie in memory as its strides say."""
+    raise TypeError(f"`{name}` must be a tensor in dense memory; got {what}. Pass value.to_dense().resolve_neg().")
+
+
+def not_exported(name: str, reason: Exception) -> NoReturn:
+    """An array that its library does not export."""
+    raise TypeError(f"`{name}` must be an array that its library exports by DLPack; it said: {reason}")
 
 
 def mixed_memory(host: str, device: str) -> NoReturn:
@@ -77,6 +86,30 @@ def no_stream(stream: object) -> None:
     """A stream beside host arrays."""
     if stream is not None:
         raise TypeError(f"`stream` must be None with NumPy arrays: it orders work on a GPU; got {type_name(stream)}")
+
+
+def foreign_stream(device: int) -> NoReturn:
+    """A stream on which the arrays' device can't work."""
+    raise ValueError(
+        f"`stream` must be a stream of device {device}, where the arrays are, in its primary context; "
+        "got a stream of another device or context"
+    )
+
+
+def out_of_memory(bytes_: int, device: int, reason: Exception) -> NoReturn:
+    """What the driver says when an array does not fit."""
+    raise MemoryError(
+        f"an array of {bytes_} bytes ({bytes_ / 2**30:.2f} GiB) does not fit on device {device}: {reason}. "
+        "Nothing was computed; give `out`, or smaller pieces of the batch."
+    ) from reason
+
+
+def unallocatable(dtype: object) -> NoReturn:
+    """A result whose library is not known, in a dtype that Numba's arrays lack."""
+    raise TypeError(
+        f"`out` must be given for {dtype} arrays of an unknown library where ml_dtypes is not installed: "
+        "no array could be made for the result"
+    )
 
 
 def not_a_stream(stream: object) -> NoReturn:

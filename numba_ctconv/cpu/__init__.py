@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import checks
-from ..checks import Algorithm
+from ..checks import Algorithm, Precision
 from ..geometry import Geometry
 from . import fast, row_sums
 from . import forward as forward_kernels
@@ -28,6 +28,8 @@ class CpuEngine:
     """The operations of dispatch.Engine on NumPy arrays."""
 
     algorithms: tuple[Algorithm, ...] = ("auto", "tiled", "gather", "scatter")
+    precisions: tuple[Precision, ...] = ("ieee",)
+    dtypes: tuple[np.dtype[Any], ...] = checks.DTYPES
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Plain views of arrays of a dtype that the kernels take; None stays None."""
@@ -72,6 +74,7 @@ class CpuEngine:
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: None,
         kept: Kept | None,
         output: Any,
@@ -109,6 +112,7 @@ class CpuEngine:
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: None,
         kept: Kept | None,
         grad_input: Any,
@@ -141,6 +145,7 @@ class CpuEngine:
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: None,
         grad_weight: Any,
     ) -> None:

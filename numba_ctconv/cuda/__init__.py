@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from .. import checks
-from ..checks import Algorithm
+from ..checks import DEVICE_DTYPES, PRECISIONS, Algorithm, Precision
 from ..geometry import Geometry
 
 if find_spec("numba_cuda") is None:
@@ -28,9 +28,14 @@ from .arrays import Queue
 
 
 class CudaEngine:
-    """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run."""
+    """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run.
+
+    gather and scatter compute in full float32, also where "tf32" is allowed.
+    """
 
     algorithms: tuple[Algorithm, ...] = ("auto", "gather", "scatter")
+    precisions: tuple[Precision, ...] = PRECISIONS
+    dtypes: tuple[np.dtype[Any], ...] = DEVICE_DTYPES
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of the arrays of a call, all on one GPU; None stays None."""
@@ -40,10 +45,8 @@ class CudaEngine:
             if value is None:
                 views[name] = None
                 continue
-            memory: Any = arrays.memory_of(value)
-            if memory.masked:
-                checks.masked(name)
-            checks.floating(memory, name)
+            memory: Any = producers.memory(value, name)
+            checks.floating(memory, name, self.dtypes)
             if not arrays.aligned(memory):
                 checks.unaligned(name)
             device = producers.device(value)
@@ -51,7 +54,7 @@ class CudaEngine:
                 first = (name, device)
             if first is not None and device not in (None, first[1]):
                 checks.mixed_devices(name, device, *first)
-            views[name] = arrays.view(memory, value)
+            views[name] = arrays.view(memory, value if memory.owner is None else memory.owner)
         return views
 
     def batched(self, array: Any) -> Any:
@@ -60,7 +63,7 @@ class CudaEngine:
 
     def writeable(self, value: Any) -> bool:
         """Whether `value` may be written."""
-        return not arrays.memory_of(value).read_only
+        return not producers.memory(value, "out").read_only
 
     def overlap(self, one: Any, other: Any) -> bool:
         """Whether two arrays share memory, or lie in each other's gaps."""
@@ -82,6 +85,7 @@ class CudaEngine:
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Queue,
         kept: dict[Any, Any] | None,
         output: Any,
@@ -105,6 +109,7 @@ class CudaEngine:
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Queue,
         kept: dict[Any, Any] | None,
         grad_input: Any,
@@ -127,6 +132,7 @@ class CudaEngine:
         geometry: Geometry,
         groups: int,
         algorithm: Algorithm,
+        precision: Precision,
         stream: Queue,
         grad_weight: Any,
     ) -> None:
@@ -151,17 +157,18 @@ class CudaEngine:
 
     def upload(self, host: Any) -> Any:
         """A device array with the contents of a NumPy array, ready for every stream."""
-        array = cuda.to_device(np.array(host, order="C"))
+        array = arrays.allocate(host.shape, host.dtype, Queue(arrays.current_device(), 0))
+        array.copy_to_device(np.array(host, order="C"))
         cuda.default_stream().synchronize()
         return array
 
     def copy(self, value: Any) -> Any:
         """A contiguous device array of Numba's with the contents of any device array, ready for every stream."""
-        memory = arrays.memory_of(value)
+        memory = producers.memory(value, "value")
         queue = producers.queue_of(None, {"value": value})
+        new = arrays.allocate(memory.shape, memory.dtype, queue._replace(stream=0))
         with arrays.on_device(queue):
-            new = cuda.device_array(memory.shape, memory.dtype)
-            source, target = arrays.view(memory, value), arrays.view(arrays.memory_of(new), new)
+            source, target = arrays.view(memory, memory.owner or value), arrays.view(arrays.memory_of(new), new)
             each = launch.thread_each(target.size)
             _launch(fill_kernels.copy, each, queue, _three_dimensional(source), _three_dimensional(target))
             (arrays.stream_of(queue.stream) or cuda.default_stream()).synchronize()

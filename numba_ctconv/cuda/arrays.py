@@ -7,12 +7,18 @@ import contextlib
 import dataclasses
 import functools
 import math
+import sys
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import config, cuda
 
+from .. import checks
+from ..checks import BFLOAT16
+
 SIMULATED = bool(config.ENABLE_CUDASIM)
+DriverError: type[Exception] = RuntimeError  # what the driver's refusals are; the simulator has no driver
+BFLOAT16_EXPORTED = "<V2"  # how torch and ml_dtypes export it
 
 if SIMULATED:
     from numba.cuda.simulator.cudadrv.devicearray import FakeCUDAArray
@@ -30,6 +36,8 @@ else:
     from numba.cuda.cudadrv import driver
     from numba.cuda.np import numpy_support
 
+    DriverError = driver.CudaAPIError
+
 
 class Memory(NamedTuple):
     """What the CUDA array interface says of an array, strides always spelt out."""
@@ -41,6 +49,7 @@ class Memory(NamedTuple):
     dtype: np.dtype[Any]
     stream: int | None  # where the producer works on it, as a pointer
     masked: bool
+    owner: Any = None  # what keeps the memory, where that is not the array itself
 
 
 class Queue(NamedTuple):
@@ -48,6 +57,9 @@ class Queue(NamedTuple):
 
     device: int
     stream: int
+
+
+DEFAULT_STREAMS = (0, 1, 2)  # the legacy one, under both its pointers, and that of each thread
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -61,16 +73,33 @@ def memory_of(value: Any) -> Memory:
     """
     if hasattr(value, "__cuda_ndarray__"):
         address, read_only = (value.__array_interface__ if SIMULATED else value.__cuda_array_interface__)["data"]
-        stream = None if isinstance(value.stream, int) or SIMULATED else int(value.stream)
-        return Memory(address, read_only, tuple(value.shape), tuple(value.strides), value.dtype, stream, False)
+        stream = None if isinstance(value.stream, int) or SIMULATED else pointer_of(value.stream)
+        return Memory(address, read_only, tuple(value.shape), tuple(value.strides), _ours(value.dtype), stream, False)
     interface = value.__cuda_array_interface__
     address, read_only = interface["data"]
-    shape, dtype = tuple(interface["shape"]), np.dtype(interface["typestr"])
+    shape, dtype = tuple(interface["shape"]), interface["typestr"]
+    dtype = BFLOAT16 if dtype == BFLOAT16_EXPORTED else np.dtype(dtype)
     strides = interface.get("strides")
-    if strides is None:
-        strides = (math.prod(shape[d + 1 :]) * dtype.itemsize for d in range(len(shape)))
+    strides = contiguous(shape, dtype.itemsize) if strides is None else tuple(strides)
     masked = interface.get("mask") is not None
-    return Memory(address, read_only, shape, tuple(strides), dtype, interface.get("stream"), masked)
+    return Memory(address, read_only, shape, strides, dtype, interface.get("stream"), masked)
+
+
+def contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """The strides of an array in C order."""
+    return tuple(math.prod(shape[d + 1 :]) * itemsize for d in range(len(shape)))
+
+
+def _ours(dtype: Any) -> Any:
+    """A dtype of Numba's arrays; ml_dtypes' bfloat16 is that of this package."""
+    return BFLOAT16 if dtype == BFLOAT16 else dtype
+
+
+def allocatable(dtype: Any) -> Any:
+    """The dtype under which Numba makes arrays; None for bfloat16 where ml_dtypes is not installed."""
+    if dtype != BFLOAT16:
+        return dtype
+    return np.dtype("bfloat16") if "ml_dtypes" in sys.modules else None  # which numba-cuda imports
 
 
 def view(memory: Memory, owner: Any) -> Any:
@@ -83,14 +112,17 @@ def view(memory: Memory, owner: Any) -> Any:
         "data": (memory.address, memory.read_only),
         "shape": memory.shape,
         "strides": memory.strides,
-        "typestr": memory.dtype.str,
+        "typestr": BFLOAT16_EXPORTED if memory.dtype == BFLOAT16 else memory.dtype.str,
     }
-    if SIMULATED and memory.address == 0:  # no elements; NumPy 2.0 takes no interface without an address
-        return SimulatedArray(np.empty(memory.shape, memory.dtype))
     if SIMULATED:
-        return SimulatedArray(np.asarray(_Exported(interface, owner)))
+        dtype = allocatable(memory.dtype)
+        if memory.address == 0:  # no elements; NumPy 2.0 takes no interface without an address
+            return SimulatedArray(np.empty(memory.shape, dtype))
+        return SimulatedArray(np.asarray(_Exported(interface, owner)).view(dtype))
     array = cuda.from_cuda_array_interface(interface, owner, sync=False)
-    array._numba_type_ = types.Array(numpy_support.from_dtype(memory.dtype), len(memory.shape), "A")
+    element = types.bfloat16 if memory.dtype == BFLOAT16 else numpy_support.from_dtype(memory.dtype)
+    array._numba_type_ = types.Array(element, len(memory.shape), "A")
+    array.dtype = memory.dtype
     return array
 
 
@@ -106,6 +138,26 @@ def batched(array: Any) -> Any:
     """A view with a leading dimension of one."""
     memory = memory_of(array)
     return view(memory._replace(shape=(1, *memory.shape), strides=(0, *memory.strides)), array)
+
+
+def allocate(shape: tuple[int, ...], dtype: Any, queue: Queue) -> Any:
+    """A new array of Numba's, from the driver.
+
+    Raises
+    ------
+    MemoryError
+        With what was asked for.
+    """
+    known = allocatable(dtype)
+    if known is None:
+        checks.unallocatable(dtype)
+    try:
+        with on_device(queue):
+            return cuda.device_array(shape, known, stream=stream_of(queue.stream))
+    except DriverError as error:
+        if "OUT_OF_MEMORY" not in str(error):
+            raise
+        checks.out_of_memory(math.prod(shape) * dtype.itemsize, queue.device, error)
 
 
 def aligned(memory: Memory) -> bool:
@@ -174,6 +226,22 @@ def stream_of(pointer: int) -> Any:
 @functools.lru_cache(maxsize=64)
 def _external_stream(pointer: int) -> Any:
     return cuda.external_stream(pointer)
+
+
+def pointer_of(stream: Any) -> int:
+    """The pointer of a stream of Numba's, or of one that has its protocol."""
+    return int(stream.__cuda_stream__()[1])
+
+
+def belongs(queue: Queue) -> bool:
+    """Whether the stream is one of the context that Numba has on the GPU; the default streams are of every one."""
+    if SIMULATED or queue.stream in DEFAULT_STREAMS:
+        return True
+    try:
+        context = driver.driver.cuStreamGetCtx(driver.binding.CUstream(queue.stream))
+    except DriverError:
+        return False
+    return int(context) == int(cuda.gpus[queue.device].get_primary_context().handle)
 
 
 def wait(queue: Queue, pointer: int) -> None:

@@ -6,6 +6,7 @@ Called by the engine; the kernels neither allocate nor check.
 from numba import cuda
 
 from .reach import pairs_at, steps_inside
+from .sums import wide
 
 
 @cuda.jit
@@ -16,7 +17,7 @@ def gather(input, weight, bias, stride, dilation, phase_step, inverse, crop_left
     group_channels = in_channels // groups
     tap_step = stride // phase_step
     input_step = dilation // phase_step
-    zero = output.dtype.type(0)
+    zero = wide(output.dtype.type(0))
     for owned in range(cuda.grid(1), output.size, cuda.gridsize(1)):
         l = owned % output_length
         o = owned // output_length % out_channels
@@ -24,10 +25,10 @@ def gather(input, weight, bias, stride, dilation, phase_step, inverse, crop_left
         group = o // group_rows
         row = o % group_rows
         k, t, pairs = pairs_at(l + crop_left, taps, input.shape[2], stride, dilation, phase_step, inverse)
-        total = bias[o] if bias.size > 0 else zero
+        total = wide(bias[o]) if bias.size > 0 else zero
         for i in range(group * group_channels, (group + 1) * group_channels):
             for m in range(pairs):
-                total += weight[i, row, k + m * tap_step] * input[n, i, t - m * input_step]
+                total += wide(weight[i, row, k + m * tap_step]) * wide(input[n, i, t - m * input_step])
         output[n, o, l] = total
 
 

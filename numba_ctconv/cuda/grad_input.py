@@ -6,6 +6,7 @@ Called by the engine; the kernels neither allocate nor check.
 from numba import cuda
 
 from .reach import pairs_at, steps_inside
+from .sums import wide
 
 
 @cuda.jit
@@ -14,7 +15,7 @@ def gather(grad_output, weight, stride, dilation, crop_left, groups, grad_input)
     _, group_rows, taps = weight.shape
     _, in_channels, input_length = grad_input.shape
     group_channels = in_channels // groups
-    zero = grad_input.dtype.type(0)
+    zero = wide(grad_input.dtype.type(0))
     for owned in range(cuda.grid(1), grad_input.size, cuda.gridsize(1)):
         t = owned % input_length
         i = owned // input_length % in_channels
@@ -25,7 +26,7 @@ def gather(grad_output, weight, stride, dilation, crop_left, groups, grad_input)
         total = zero
         for row in range(group_rows):
             for k in range(k_first, k_end):
-                total += weight[i, row, k] * grad_output[n, first_row + row, start + k * dilation]
+                total += wide(weight[i, row, k]) * wide(grad_output[n, first_row + row, start + k * dilation])
         grad_input[n, i, t] = total
 
 

@@ -11,6 +11,7 @@ from numba import cuda
 
 from .launch import LANES
 from .reach import steps_inside
+from .sums import sum_dtype, wide
 
 
 @cuda.jit(device=True)
@@ -33,7 +34,7 @@ def gather(grad_output, input, stride, dilation, crop_left, groups, grad_weight)
     group_channels = in_channels // groups
     lane = cuda.threadIdx.x
     lanes = cuda.blockDim.x
-    partial = cuda.shared.array(LANES, grad_weight.dtype)
+    partial = cuda.shared.array(LANES, sum_dtype(grad_weight))
     for owned in range(cuda.blockIdx.x, grad_weight.size, cuda.gridDim.x):
         k = owned % taps
         row = owned // taps % group_rows
@@ -41,7 +42,7 @@ def gather(grad_output, input, stride, dilation, crop_left, groups, grad_weight)
         o = i // group_channels * group_rows + row
         start = k * dilation - crop_left
         t_first, t_end = steps_inside(start, stride, input_length, grad_output.shape[2])
-        total = grad_weight.dtype.type(0)
+        total = wide(grad_weight.dtype.type(0))
         terms = t_end - t_first  # of an item
         if terms > 0:
             n = lane // terms
@@ -49,7 +50,7 @@ def gather(grad_output, input, stride, dilation, crop_left, groups, grad_weight)
             n_step = lanes // terms
             t_step = lanes % terms
             while n < batch:
-                total += input[n, i, t] * grad_output[n, o, t * stride + start]
+                total += wide(input[n, i, t]) * wide(grad_output[n, o, t * stride + start])
                 n += n_step
                 t += t_step
                 if t >= t_end:
@@ -89,12 +90,12 @@ def bias_gather(grad_output, grad_bias):
     batch, _, length = grad_output.shape
     lane = cuda.threadIdx.x
     lanes = cuda.blockDim.x
-    partial = cuda.shared.array(LANES, grad_bias.dtype)
+    partial = cuda.shared.array(LANES, sum_dtype(grad_bias))
     for o in range(cuda.blockIdx.x, grad_bias.size, cuda.gridDim.x):
-        total = grad_bias.dtype.type(0)
+        total = wide(grad_bias.dtype.type(0))
         for n in range(batch):
             for l in range(lane, length, lanes):
-                total += grad_output[n, o, l]
+                total += wide(grad_output[n, o, l])
         partial[lane] = total
         tree_sum(partial, lane, lanes)
         if lane == 0:

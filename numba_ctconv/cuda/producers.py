@@ -8,21 +8,27 @@ import sys
 from typing import Any, Protocol
 
 import numpy as np
-from numba import cuda
 
 from .. import checks
-from . import arrays
-from .arrays import Queue
+from ..checks import BFLOAT16
+from . import arrays, dlpack
+from .arrays import Memory, Queue
 
 
 class Producer(Protocol):
     """What the engine asks of a library."""
 
+    def memory(self, value: Any, name: str) -> Memory:
+        """Where a value lies; `name` is that of the argument, for refusals."""
+
     def device(self, value: Any) -> int | None:
         """The number of the GPU that a value is on; None where it has no elements."""
 
     def stream(self, value: Any) -> int | None:
-        """The stream that a value is worked on, as a pointer; None where the library orders nothing."""
+        """The stream that a value is worked on, as a pointer; None where the library names none."""
+
+    def order(self, value: Any, queue: Queue) -> None:
+        """Have the queue wait for the work on a value whose stream the library does not name."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], queue: Queue) -> Any:
         """A new value, in memory that work on the queue may use."""
@@ -32,7 +38,14 @@ class Producer(Protocol):
 
 
 class Numba:
-    """Numba's own arrays, and those of any library that is not known here."""
+    """Numba's own arrays, and those of any library that is not known here but has the CUDA array interface."""
+
+    def memory(self, value: Any, name: str) -> Memory:
+        """By its attributes or its interface."""
+        memory = arrays.memory_of(value)
+        if memory.masked:
+            checks.masked(name, "device array with a mask")
+        return memory
 
     def device(self, value: Any) -> int | None:
         """By its address."""
@@ -42,13 +55,41 @@ class Numba:
         """As its interface says."""
         return arrays.memory_of(value).stream
 
+    def order(self, value: Any, queue: Queue) -> None:
+        """What names no stream wants no order."""
+
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], queue: Queue) -> Any:
         """From the driver: slow, and no part of a captured graph; `out` spares it."""
-        with arrays.on_device(queue):
-            return cuda.device_array(shape, dtype, stream=arrays.stream_of(queue.stream))
+        return arrays.allocate(shape, dtype, queue)
 
     def keep(self, value: Any, queue: Queue) -> None:
         """Numba frees through the driver, which waits."""
+
+
+class DLPack(Numba):
+    """Arrays that have DLPack's protocol alone; results are Numba's.
+
+    They are exported twice: to be looked at, and to be ordered before the queue, which is only then known.
+    """
+
+    def memory(self, value: Any, name: str) -> Memory:
+        """By its capsule."""
+        try:
+            return dlpack.memory_of(value)
+        except BufferError as reason:  # what a library says of arrays that it can't export
+            checks.not_exported(name, reason)
+
+    def device(self, value: Any) -> int | None:
+        """As the protocol says."""
+        return dlpack.device(value)
+
+    def stream(self, value: Any) -> int | None:  # noqa: ARG002  # the protocol's
+        """The protocol names none: it orders."""
+        return None
+
+    def order(self, value: Any, queue: Queue) -> None:
+        """By a second export, to the queue's stream."""
+        dlpack.order(value, queue.stream)
 
 
 class CuPy(Numba):
@@ -68,8 +109,18 @@ class CuPy(Numba):
         """CuPy's pool can't be told; with a `stream` other than CuPy's, the caller keeps what is in use."""
 
 
-class Torch:
+class Torch(Numba):
     """torch's tensors, from torch's caching allocator."""
+
+    def memory(self, value: Any, name: str) -> Memory:
+        """By its attributes; a tensor whose layout or pending sign they don't tell is refused."""
+        if value.layout is not sys.modules["torch"].strided:
+            checks.not_dense(name, f"layout {value.layout}")
+        if value.is_neg():
+            checks.not_dense(name, "a view that is negated when it is read")
+        dtype = _dtype(str(value.dtype).removeprefix("torch."))
+        strides = tuple(step * dtype.itemsize for step in value.stride())
+        return Memory(value.data_ptr(), False, tuple(value.shape), strides, dtype, None, False)
 
     def device(self, value: Any) -> int | None:
         """As the tensor says."""
@@ -93,7 +144,17 @@ class Torch:
         return sys.modules["torch"].cuda.ExternalStream(queue.stream, device=f"cuda:{queue.device}")
 
 
-NUMBA, CUPY, TORCH = Numba(), CuPy(), Torch()
+NUMBA, DLPACK, CUPY, TORCH = Numba(), DLPack(), CuPy(), Torch()
+
+
+def _dtype(name: str) -> Any:
+    """The dtype of a name that torch shares with NumPy; void, which nothing takes, for one that NumPy lacks."""
+    if name == BFLOAT16.name:
+        return BFLOAT16
+    try:
+        return np.dtype(name)
+    except TypeError:
+        return np.dtype((np.void, 1))
 
 
 def producer_of(value: Any) -> Producer:
@@ -102,7 +163,14 @@ def producer_of(value: Any) -> Producer:
         known = getattr(sys.modules.get(library), array_type, None)
         if known is not None and isinstance(value, known):
             return producer
-    return NUMBA
+    if hasattr(value, "__cuda_ndarray__") or hasattr(value, "__cuda_array_interface__"):
+        return NUMBA
+    return DLPACK
+
+
+def memory(value: Any, name: str) -> Memory:
+    """Where a value lies."""
+    return producer_of(value).memory(value, name)
 
 
 def device(value: Any) -> int | None:
@@ -111,7 +179,7 @@ def device(value: Any) -> int | None:
 
 
 def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
-    """The queue of a call: `stream`, or that of the first of `values`; it waits for the streams of all of them."""
+    """The queue of a call: `stream`, or that of the first of `values`; it waits for what is queued on all of them."""
     given = [(value, producer_of(value)) for value in values.values() if value is not None]
     own = [producer.stream(value) for value, producer in given]
     streams = [None if pointer is None else _legacy_as_default(pointer) for pointer in own]
@@ -121,9 +189,12 @@ def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
         arrays.current_device() if place is None else place,
         (streams[0] or 0) if stream is None else _pointer(stream),
     )
+    if not arrays.belongs(queue):
+        checks.foreign_stream(queue.device)
     for pointer in {pointer for pointer in streams if pointer is not None} - {queue.stream}:
         arrays.wait(queue, pointer)
     for (value, producer), other in zip(given, streams, strict=True):
+        producer.order(value, queue)
         if other not in (None, queue.stream):
             producer.keep(value, queue)
     return queue

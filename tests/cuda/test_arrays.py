@@ -154,10 +154,10 @@ def test_refuses_two_devices(operands, monkeypatch):
         forward(x, w, b)
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.int32, np.complex64, ">f4"])
+@pytest.mark.parametrize("dtype", [np.int32, np.complex64, ">f4", ">f2"])
 def test_refuses_other_dtypes(operands, dtype):
     x, w, b, _ = operands
-    with pytest.raises(TypeError, match="`weight` must be a float32 or float64 array in native byte order"):
+    with pytest.raises(TypeError, match="`weight` must be a float16, bfloat16, float32 or float64 array in native"):
         forward(Foreign(x), Foreign(w.astype(dtype)), Foreign(b))
 
 
@@ -290,8 +290,18 @@ class FakeTorch(SimpleNamespace):
     def __init__(self, current):
         log = []
 
-        class Tensor(Foreign):
+        class Tensor:
+            """Has no interface: torch's is slow, and what it says is read off its attributes."""
+
+            is_cuda, requires_grad, layout = True, False, "strided"
             device = SimpleNamespace(index=0)
+
+            def __init__(self, host):
+                self.foreign = Foreign(host)
+                self.shape, self.dtype = host.shape, f"torch.{host.dtype.name}"
+                self.stride = lambda: tuple(step // host.itemsize for step in host.strides)
+                self.data_ptr = lambda: self.foreign.__cuda_array_interface__["data"][0]
+                self.is_neg = lambda: False
 
             def record_stream(self, stream):
                 log.append(("record_stream", stream))
@@ -310,7 +320,7 @@ class FakeTorch(SimpleNamespace):
             ExternalStream=lambda pointer, device: pointer if device == "cuda:0" else None,
             stream=use,
         )
-        super().__init__(Tensor=Tensor, cuda=streams, empty=empty, float32="float32", log=log)
+        super().__init__(Tensor=Tensor, cuda=streams, empty=empty, float32="float32", strided="strided", log=log)
 
 
 def test_torch_allocates_on_the_launch_stream(operands, expected, waits, monkeypatch):

@@ -11,7 +11,7 @@ from numba import cuda
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import CASES, Problem, layer_problems
-from numba_ctconv.cuda import launch
+from numba_ctconv.cuda import CudaEngine, launch
 
 SMALL = 40_000  # floating-point operations that the simulator does in a tenth of a second
 LAYERS = [problem.shrunk(channels=3, input_length=5).limited(SMALL) for problem in layer_problems(core=True)[::6]]
@@ -134,3 +134,57 @@ def test_inf_and_nan_reach_only_their_outputs(algorithm):
     expected = reference.conv_transpose1d(x, w, b, **problem.forward_parameters)
     assert 0 < np.isnan(expected).sum() < expected.size / 2
     np.testing.assert_array_equal(forward(problem, operands, algorithm=algorithm), expected)
+
+
+@pytest.mark.parametrize("name", ["forward", "grad_input", "grad_weight"])
+def test_the_engine_learns_the_precision_of_the_call(monkeypatch, name):
+    """From the argument, from the layer, or from the setting around the call."""
+    seen = []
+    place = {"forward": 6, "grad_input": 5, "grad_weight": 5}[name]
+    monkeypatch.setattr(CudaEngine, name, lambda *given: seen.append(given[1:][place]))
+    x, w, b, dy = on_device(PARTIAL.operands())
+
+    def call(*, layer=None, **options):
+        if name == "forward":
+            return layer(x) if layer else nc.conv_transpose1d(x, w, b, **PARTIAL.forward_parameters, **options)
+        if layer:
+            return layer.backward(dy, x)
+        return nc.conv_transpose1d_backward(dy, x, w, **PARTIAL.backward_parameters, **options)
+
+    given = {"weight": PARTIAL.operands().weight, "bias": PARTIAL.operands().bias}
+    layer = nc.ConvTranspose1d.from_state_dict(given, **PARTIAL.parameters, device="cuda", precision="tf32")
+    call()
+    call(precision="tf32")
+    call(layer=layer)
+    with nc.float32_precision("tf32"):
+        call()
+        call(precision="ieee")
+    assert seen == ["ieee", "tf32", "tf32", "tf32", "ieee"]
+
+
+@pytest.mark.parametrize("algorithm", ["gather", "scatter"])
+def test_the_simple_kernels_compute_in_full_where_tf32_is_allowed(algorithm):
+    operands = PARTIAL.operands(exact=False)
+    full = forward(PARTIAL, operands, algorithm=algorithm)
+    allowed = forward(PARTIAL, operands, algorithm=algorithm, precision="tf32")
+    np.testing.assert_allclose(allowed, full, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("exact", [True, False], ids=["integers", "normal"])
+def test_halves_are_the_float32_result_rounded_once(dtype, exact):
+    pytest.importorskip("ml_dtypes", reason="NumPy's bfloat16 is in ml_dtypes")
+    half = [a.astype(dtype) for a in PARTIAL.operands(exact=exact)]
+    single = [a.astype(np.float32) for a in half]  # exact
+    same_bits(forward(PARTIAL, half), forward(PARTIAL, single))
+    for gradient, full in zip(backward(PARTIAL, half), backward(PARTIAL, single), strict=True):
+        same_bits(gradient, full)
+
+
+def test_halves_are_not_scattered():
+    x, w, b, dy = on_device([a.astype(np.float16) for a in PARTIAL.operands()])
+    message = '`algorithm` must be "auto" or "gather" with float16 arrays'
+    with pytest.raises(ValueError, match=message):
+        nc.conv_transpose1d(x, w, b, **PARTIAL.forward_parameters, algorithm="scatter")
+    with pytest.raises(ValueError, match=message):
+        nc.conv_transpose1d_backward(dy, x, w, **PARTIAL.backward_parameters, algorithm="scatter")
