@@ -19,18 +19,22 @@ if find_spec("numba_cuda") is None:
 if not cuda.is_available():
     raise ImportError(f"Numba finds no GPU it can use: {' '.join((cuda.cuda_error() or 'no NVVM').split())}")
 
-from . import arrays, launch, producers
+from . import arrays, fast, launch, producers
 from . import fill as fill_kernels
 from . import forward as forward_kernels
 from . import grad_input as grad_input_kernels
 from . import grad_weight as grad_weight_kernels
 from .arrays import Queue
+from .arrays import start as _launch
 
 
 class CudaEngine:
-    """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run."""
+    """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run.
 
-    algorithms: tuple[Algorithm, ...] = ("auto", "gather", "scatter")
+    "tiled", the fast path, was run on an emulator and compiled, but not yet on a GPU: it is taken where it is named.
+    """
+
+    algorithms: tuple[Algorithm, ...] = ("auto", "tiled", "gather", "scatter")
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of the arrays of a call, all on one GPU; None stays None."""
@@ -90,7 +94,9 @@ class CudaEngine:
         plan = geometry.plan
         added = arrays.nothing(output.dtype) if bias is None else bias
         place = (geometry.crops.left, groups, output)
-        if algorithm == "scatter":
+        if algorithm == "tiled":
+            fast.forward(input, weight, added, geometry, groups, stream, kept, output)
+        elif algorithm == "scatter":
             _launch(fill_kernels.fill, launch.thread_each(output.size), stream, added, output)
             added_to = (input, weight, plan.stride, plan.dilation, *place)
             _launch(forward_kernels.scatter, launch.thread_each(input.size), stream, *added_to)
@@ -112,7 +118,9 @@ class CudaEngine:
         """Overwrite grad_input (N, C_in, L_in) from grad_output and weight."""
         plan = geometry.plan
         place = (geometry.crops.left, groups, grad_input)
-        if algorithm == "scatter":
+        if algorithm == "tiled":
+            fast.grad_input(grad_output, weight, geometry, groups, stream, kept, grad_input)
+        elif algorithm == "scatter":
             _zero(grad_input, stream)
             added_to = (grad_output, weight, plan.stride, plan.dilation, plan.phase_step, plan.inverse, *place)
             _launch(grad_input_kernels.scatter, launch.thread_each(grad_output.size), stream, *added_to)
@@ -133,7 +141,9 @@ class CudaEngine:
         """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
         plan = geometry.plan
         operands = (grad_output, input, plan.stride, plan.dilation, geometry.crops.left, groups, grad_weight)
-        if algorithm == "scatter":
+        if algorithm == "tiled":
+            fast.grad_weight(grad_output, input, geometry, groups, stream, grad_weight)
+        elif algorithm == "scatter":
             _zero(grad_weight, stream)
             _launch(grad_weight_kernels.scatter, launch.thread_each(input.size), stream, *operands)
         else:
@@ -181,13 +191,6 @@ class CudaEngine:
 
 
 ENGINE = CudaEngine()
-
-
-def _launch(kernel: Any, configuration: launch.Configuration, queue: Queue, *arguments: Any) -> None:
-    """Queue a kernel, if there is anything for it to do."""
-    if configuration.blocks:
-        with arrays.on_device(queue):
-            kernel[configuration.blocks, configuration.threads, arrays.stream_of(queue.stream)](*arguments)
 
 
 def _zero(array: Any, queue: Queue) -> None:

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import config, cuda
 
+from .launch import Configuration
+
 SIMULATED = bool(config.ENABLE_CUDASIM)
 
 if SIMULATED:
@@ -88,10 +90,19 @@ def view(memory: Memory, owner: Any) -> Any:
     if SIMULATED and memory.address == 0:  # no elements; NumPy 2.0 takes no interface without an address
         return SimulatedArray(np.empty(memory.shape, memory.dtype))
     if SIMULATED:
-        return SimulatedArray(np.asarray(_Exported(interface, owner)))
+        array = SimulatedArray(np.asarray(_Exported(interface, owner)))
+        array.owner = owner
+        return array
     array = cuda.from_cuda_array_interface(interface, owner, sync=False)
+    array.owner = owner
     array._numba_type_ = types.Array(numpy_support.from_dtype(memory.dtype), len(memory.shape), "A")
     return array
+
+
+def owner_of(array: Any) -> Any:
+    """What the caller passed, of which this is a view."""
+    owner = getattr(array, "owner", None)
+    return array if owner is None else owner_of(owner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,6 +117,13 @@ def batched(array: Any) -> Any:
     """A view with a leading dimension of one."""
     memory = memory_of(array)
     return view(memory._replace(shape=(1, *memory.shape), strides=(0, *memory.strides)), array)
+
+
+def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
+    """A view of contiguous memory in another shape."""
+    memory = memory_of(value)
+    strides = tuple(math.prod(shape[d + 1 :]) * memory.dtype.itemsize for d in range(len(shape)))
+    return view(memory._replace(shape=shape, strides=strides), value)
 
 
 def aligned(memory: Memory) -> bool:
@@ -126,6 +144,14 @@ def _span(memory: Memory) -> tuple[int, int]:
     reach = [stride * (size - 1) for stride, size in zip(memory.strides, memory.shape, strict=True)]
     begin = memory.address + sum(min(r, 0) for r in reach)
     return begin, memory.address + sum(max(r, 0) for r in reach) + memory.dtype.itemsize
+
+
+def constants(values: tuple[int, ...], device: int) -> Any:
+    """Integers on a GPU, there for every stream."""
+    with on_device(Queue(device, 0)):
+        array = cuda.to_device(np.array(values, np.int64))
+        cuda.default_stream().synchronize()
+        return view(memory_of(array), array)
 
 
 def nothing(dtype: np.dtype[Any]) -> Any:
@@ -178,11 +204,38 @@ def _external_stream(pointer: int) -> Any:
 
 def wait(queue: Queue, pointer: int) -> None:
     """Work queued from now on waits for what the stream `pointer` holds; the caller does not."""
-    if not SIMULATED:
+    after(mark(Queue(queue.device, pointer)), queue)
+
+
+def mark(queue: Queue) -> Any:
+    """An event after all that is queued by now."""
+    if SIMULATED:
+        return None
+    with on_device(queue):
+        event = cuda.event(timing=False)
+        event.record(stream_of(queue.stream))
+    return event
+
+
+def after(event: Any, queue: Queue) -> None:
+    """Work queued from now on waits for an event; the caller does not."""
+    if event is not None:
         with on_device(queue):
-            event = cuda.event(timing=False)
-            event.record(stream_of(pointer))
             event.wait(stream_of(queue.stream))
+
+
+def start(kernel: Any, configuration: Configuration, queue: Queue, *arguments: Any) -> None:
+    """Queue a kernel, if there is anything for it to do."""
+    if configuration.blocks:
+        with on_device(queue):
+            kernel[configuration.blocks, configuration.threads, stream_of(queue.stream)](*arguments)
+
+
+def compile_for(kernel: Any, arguments: tuple[Any, ...], queue: Queue) -> None:
+    """Compile a kernel for arguments of these types, unless it is."""
+    if not SIMULATED and not kernel.overloads:
+        with on_device(queue):
+            kernel.compile(tuple(kernel.typeof_pyval(argument) for argument in arguments))
 
 
 def is_simulated_stream(value: object) -> bool:

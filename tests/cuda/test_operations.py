@@ -18,7 +18,7 @@ LAYERS = [problem.shrunk(channels=3, input_length=5).limited(SMALL) for problem 
 PROBLEMS = [*(problem.limited(SMALL) for problem in CASES), *LAYERS]
 
 named = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
-algorithms = pytest.mark.parametrize("algorithm", ["gather", "scatter"])
+algorithms = pytest.mark.parametrize("algorithm", ["tiled", "gather", "scatter"])
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
