@@ -129,10 +129,10 @@ def conv_transpose1d(
         `input`, of which the last counts. With an integer `padding` it lies within a window of `stride` lengths; with
         a pair, crop_left holds and crop_right follows, any length from 0.
     algorithm : {"auto", "tiled", "gather", "scatter"}
-        "tiled" (NumPy arrays only): a matrix product of shifted rows in register tiles, the fast path. "gather": every
-        output sample collects its products, in a fixed order. "scatter": every input sample adds to its outputs; on
-        CUDA by atomic additions, so that bits may differ from run to run. "auto" is the fastest for the layer of
-        those that are deterministic.
+        "tiled": a matrix product of shifted rows in register tiles, the fast path of NumPy arrays; on CUDA, of float32
+        and float64. "gather": every output sample collects its products, in a fixed order. "scatter": every input
+        sample adds to its outputs; on CUDA by atomic additions, so that bits may differ from run to run. "auto" is
+        "tiled" for NumPy arrays and "gather" on CUDA, both deterministic.
     precision : {"ieee", "tf32"}, optional
         How float32 products may be computed on CUDA; "tf32" is refused beside NumPy arrays. Default: what
         :func:`float32_precision` set around the call, else "ieee".
@@ -190,8 +190,7 @@ def forward(
     arrays = engine.operands(given)
     x, w, b, y = arrays.values()
     checks.same_dtype({"input": x, "weight": w, "bias": b})
-    if chosen == "scatter":
-        checks.scattered(x.dtype)
+    checks.summed_once(x.dtype, chosen)
     sizes = checks.sizes(x.shape, w.shape, p.groups)
     if b is not None:
         checks.bias_shape(b.shape, sizes.out_channels)
@@ -298,8 +297,7 @@ def backward(
     arrays = engine.operands(given)
     dy, x, w = arrays["grad_output"], arrays["input"], arrays["weight"]
     checks.same_dtype({"grad_output": dy, "input": x, "weight": w})
-    if chosen == "scatter":
-        checks.scattered(dy.dtype)
+    checks.summed_once(dy.dtype, chosen)
     length = checks.input_length(input_length, None if x is None else x.shape, "weight" in wanted)
     in_channels, channels_out, kernel_size = checks.weight_sizes(w.shape, p.groups)
     out_channels = channels_out * p.groups

@@ -24,6 +24,15 @@ class Crops(NamedTuple):
     right: int
 
 
+class Family(NamedTuple):
+    """Phases whose taps have the same shifts: their first one's, and then every dilation/phase_step-th."""
+
+    shift: int
+    taps: int  # of a phase; 0 where none lands
+    phases: tuple[int, ...]
+    first_taps: tuple[int, ...]  # of each phase; the next one is tap_step further
+
+
 class Plan(NamedTuple):
     """What (kernel_size, stride, dilation) alone decide; holds no length.
 
@@ -64,6 +73,19 @@ def plan(kernel_size: int, stride: int, dilation: int) -> Plan:
     tap_step = stride // phase_step
     inverse = pow(dilation // phase_step, -1, tap_step) if tap_step > 1 else 0
     return Plan(kernel_size, stride, dilation, phase_step, tap_step, inverse)
+
+
+@lru_cache(maxsize=256)
+def families(layer: Plan) -> tuple[Family, ...]:
+    """All phases of a layer, by the shifts of their taps."""
+    found: dict[tuple[int, int], list[int]] = {}
+    for phase in range(layer.stride):
+        taps = layer.taps(phase)
+        found.setdefault((layer.shift(taps[0]) if taps else 0, len(taps)), []).append(phase)
+    return tuple(
+        Family(shift, count, tuple(phases), tuple(layer.taps(phase)[0] if count else 0 for phase in phases))
+        for (shift, count), phases in found.items()
+    )
 
 
 class Geometry(NamedTuple):

@@ -9,7 +9,8 @@ import numba_ctconv
 
 PACKAGE = pathlib.Path(numba_ctconv.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
-KERNELS = [path for path in FILES if path.stem in {"forward", "grad_input", "grad_weight", "rows", "reach", "fill"}]
+KERNEL_STEMS = {"forward", "grad_input", "grad_weight", "rows", "reach", "fill", "product", "weight_product"}
+KERNELS = [path for path in FILES if path.stem in KERNEL_STEMS or path == pathlib.Path("cuda/packing.py")]
 
 # Each file of the core, from the bottom up: it imports nothing that stands further down in this list.
 LAYERS = ["forks", "geometry", "checks", "cpu", "dispatch", "precision", "functional", "modules", "benchmark", "cli"]

@@ -24,8 +24,8 @@ from .arrays import (
     output_array,
     precision,
     same_dtype,
-    scattered,
     sizes,
+    summed_once,
     weight_sizes,
 )
 from .layers import (
@@ -123,10 +123,10 @@ __all__ = [
     "read_only",
     "requires_grad",
     "same_dtype",
-    "scattered",
     "sizes",
     "smaller_output_padding",
     "state_keys",
+    "summed_once",
     "unaligned",
     "unallocatable",
     "weight_sizes",

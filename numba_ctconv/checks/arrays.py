@@ -139,12 +139,12 @@ def algorithm(value: object, offered: Sequence[Algorithm]) -> Algorithm:
     return value  # type: ignore[return-value]  # mypy does not narrow by membership
 
 
-def scattered(dtype: Any) -> None:
-    """What "scatter" adds to, atomically: not halves, whose every sum would be rounded."""
-    if dtype.itemsize < DTYPES[0].itemsize:
+def summed_once(dtype: Any, algorithm: Algorithm) -> None:
+    """Halves are summed in float32 and rounded once, which neither "scatter" nor, as yet, "tiled" does."""
+    if dtype.itemsize < DTYPES[0].itemsize and algorithm not in ("auto", "gather"):
         raise ValueError(
             f'`algorithm` must be "auto" or "gather" with {dtype.name} arrays, which are rounded once; '
-            "got algorithm='scatter'"
+            f"got algorithm={algorithm!r}"
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..geometry import Plan
+from ..geometry import Plan, families
 from . import microkernels, target
 
 BLOCK = 32  # terms of a partial sum: torch's accuracy at 3 % of the time, where 64 has one and a half times its error
@@ -113,13 +113,8 @@ class Layouts(NamedTuple):
 def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layouts, ...] | None:
     """The families of phases of a forward pass over so many input channels of a group; None where no slab fits."""
     step = plan.dilation // plan.phase_step
-    families: dict[tuple[int, int], list[int]] = {}
-    for phase in range(plan.stride):
-        taps = plan.taps(phase)
-        shift = plan.shift(taps[0]) if taps else 0
-        families.setdefault((shift, len(taps)), []).append(phase)
     layouts = []
-    for (first_shift, count), phases in families.items():
+    for first_shift, count, phases, first_taps in families(plan):
         shifts = np.array([first_shift + m * step for m in range(count)], np.int64)
         own = _layouts(
             planes=np.zeros(1, np.int64),
@@ -131,7 +126,7 @@ def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int)
             row_channels=row_channels,
             itemsize=itemsize,
             phases=np.array(phases),
-            first_taps=np.array([plan.taps(phase)[0] if count else 0 for phase in phases]),
+            first_taps=np.array(first_taps),
             taps=count,
             tap_step=plan.tap_step,
             step_in=1,

@@ -19,21 +19,23 @@ if find_spec("numba_cuda") is None:
 if not cuda.is_available():
     raise ImportError(f"Numba finds no GPU it can use: {' '.join((cuda.cuda_error() or 'no NVVM').split())}")
 
-from . import arrays, launch, producers
+from . import arrays, fast, launch, producers
 from . import fill as fill_kernels
 from . import forward as forward_kernels
 from . import grad_input as grad_input_kernels
 from . import grad_weight as grad_weight_kernels
 from .arrays import Queue
+from .arrays import start as _launch
 
 
 class CudaEngine:
     """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run.
 
-    gather and scatter compute in full float32, also where "tf32" is allowed.
+    gather, scatter and tiled compute in full float32, also where "tf32" is allowed. "tiled", the fast path of float32
+    and float64, was run on an emulator and compiled, but not yet on a GPU: it is taken where it is named.
     """
 
-    algorithms: tuple[Algorithm, ...] = ("auto", "gather", "scatter")
+    algorithms: tuple[Algorithm, ...] = ("auto", "tiled", "gather", "scatter")
     precisions: tuple[Precision, ...] = PRECISIONS
     dtypes: tuple[np.dtype[Any], ...] = DEVICE_DTYPES
 
@@ -94,7 +96,9 @@ class CudaEngine:
         plan = geometry.plan
         added = arrays.nothing(output.dtype) if bias is None else bias
         place = (geometry.crops.left, groups, output)
-        if algorithm == "scatter":
+        if algorithm == "tiled":
+            fast.forward(input, weight, added, geometry, groups, stream, kept, output)
+        elif algorithm == "scatter":
             _launch(fill_kernels.fill, launch.thread_each(output.size), stream, added, output)
             added_to = (input, weight, plan.stride, plan.dilation, *place)
             _launch(forward_kernels.scatter, launch.thread_each(input.size), stream, *added_to)
@@ -117,7 +121,9 @@ class CudaEngine:
         """Overwrite grad_input (N, C_in, L_in) from grad_output and weight."""
         plan = geometry.plan
         place = (geometry.crops.left, groups, grad_input)
-        if algorithm == "scatter":
+        if algorithm == "tiled":
+            fast.grad_input(grad_output, weight, geometry, groups, stream, kept, grad_input)
+        elif algorithm == "scatter":
             _zero(grad_input, stream)
             added_to = (grad_output, weight, plan.stride, plan.dilation, plan.phase_step, plan.inverse, *place)
             _launch(grad_input_kernels.scatter, launch.thread_each(grad_output.size), stream, *added_to)
@@ -139,7 +145,9 @@ class CudaEngine:
         """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
         plan = geometry.plan
         operands = (grad_output, input, plan.stride, plan.dilation, geometry.crops.left, groups, grad_weight)
-        if algorithm == "scatter":
+        if algorithm == "tiled":
+            fast.grad_weight(grad_output, input, geometry, groups, stream, grad_weight)
+        elif algorithm == "scatter":
             _zero(grad_weight, stream)
             _launch(grad_weight_kernels.scatter, launch.thread_each(input.size), stream, *operands)
         else:
@@ -188,13 +196,6 @@ class CudaEngine:
 
 
 ENGINE = CudaEngine()
-
-
-def _launch(kernel: Any, configuration: launch.Configuration, queue: Queue, *arguments: Any) -> None:
-    """Queue a kernel, if there is anything for it to do."""
-    if configuration.blocks:
-        with arrays.on_device(queue):
-            kernel[configuration.blocks, configuration.threads, arrays.stream_of(queue.stream)](*arguments)
 
 
 def _zero(array: Any, queue: Queue) -> None:

@@ -15,6 +15,7 @@ from numba import config, cuda
 
 from .. import checks
 from ..checks import BFLOAT16
+from .launch import Configuration
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 DriverError: type[Exception] = RuntimeError  # what the driver's refusals are; the simulator has no driver
@@ -118,12 +119,21 @@ def view(memory: Memory, owner: Any) -> Any:
         dtype = allocatable(memory.dtype)
         if memory.address == 0:  # no elements; NumPy 2.0 takes no interface without an address
             return SimulatedArray(np.empty(memory.shape, dtype))
-        return SimulatedArray(np.asarray(_Exported(interface, owner)).view(dtype))
+        array = SimulatedArray(np.asarray(_Exported(interface, owner)).view(dtype))
+        array.owner = owner
+        return array
     array = cuda.from_cuda_array_interface(interface, owner, sync=False)
+    array.owner = owner
     element = types.bfloat16 if memory.dtype == BFLOAT16 else numpy_support.from_dtype(memory.dtype)
     array._numba_type_ = types.Array(element, len(memory.shape), "A")
     array.dtype = memory.dtype
     return array
+
+
+def owner_of(array: Any) -> Any:
+    """What the caller passed, of which this is a view."""
+    owner = getattr(array, "owner", None)
+    return array if owner is None else owner_of(owner)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +170,13 @@ def allocate(shape: tuple[int, ...], dtype: Any, queue: Queue) -> Any:
         checks.out_of_memory(math.prod(shape) * dtype.itemsize, queue.device, error)
 
 
+def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
+    """A view of contiguous memory in another shape."""
+    memory = memory_of(value)
+    strides = tuple(math.prod(shape[d + 1 :]) * memory.dtype.itemsize for d in range(len(shape)))
+    return view(memory._replace(shape=shape, strides=strides), value)
+
+
 def aligned(memory: Memory) -> bool:
     """Whether a GPU can load every element, which it can at multiples of the element's size only."""
     steps = (stride for stride, size in zip(memory.strides, memory.shape, strict=True) if size > 1)
@@ -178,6 +195,14 @@ def _span(memory: Memory) -> tuple[int, int]:
     reach = [stride * (size - 1) for stride, size in zip(memory.strides, memory.shape, strict=True)]
     begin = memory.address + sum(min(r, 0) for r in reach)
     return begin, memory.address + sum(max(r, 0) for r in reach) + memory.dtype.itemsize
+
+
+def constants(values: tuple[int, ...], device: int) -> Any:
+    """Integers on a GPU, there for every stream."""
+    with on_device(Queue(device, 0)):
+        array = cuda.to_device(np.array(values, np.int64))
+        cuda.default_stream().synchronize()
+        return view(memory_of(array), array)
 
 
 def nothing(dtype: np.dtype[Any]) -> Any:
@@ -246,11 +271,38 @@ def belongs(queue: Queue) -> bool:
 
 def wait(queue: Queue, pointer: int) -> None:
     """Work queued from now on waits for what the stream `pointer` holds; the caller does not."""
-    if not SIMULATED:
+    after(mark(Queue(queue.device, pointer)), queue)
+
+
+def mark(queue: Queue) -> Any:
+    """An event after all that is queued by now."""
+    if SIMULATED:
+        return None
+    with on_device(queue):
+        event = cuda.event(timing=False)
+        event.record(stream_of(queue.stream))
+    return event
+
+
+def after(event: Any, queue: Queue) -> None:
+    """Work queued from now on waits for an event; the caller does not."""
+    if event is not None:
         with on_device(queue):
-            event = cuda.event(timing=False)
-            event.record(stream_of(pointer))
             event.wait(stream_of(queue.stream))
+
+
+def start(kernel: Any, configuration: Configuration, queue: Queue, *arguments: Any) -> None:
+    """Queue a kernel, if there is anything for it to do."""
+    if configuration.blocks:
+        with on_device(queue):
+            kernel[configuration.blocks, configuration.threads, stream_of(queue.stream)](*arguments)
+
+
+def compile_for(kernel: Any, arguments: tuple[Any, ...], queue: Queue) -> None:
+    """Compile a kernel for arguments of these types, unless it is."""
+    if not SIMULATED and not kernel.overloads:
+        with on_device(queue):
+            kernel.compile(tuple(kernel.typeof_pyval(argument) for argument in arguments))
 
 
 def is_simulated_stream(value: object) -> bool:

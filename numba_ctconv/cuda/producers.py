@@ -178,6 +178,17 @@ def device(value: Any) -> int | None:
     return producer_of(value).device(value)
 
 
+def workspace(elements: int, like: Any, queue: Queue) -> Any:
+    """Memory for work on the queue, in the dtype and from the library that a view or a value comes from."""
+    return producer_of(arrays.owner_of(like)).empty((elements,), like.dtype, queue)
+
+
+def keep(view: Any, queue: Queue) -> None:
+    """Keep the memory under a view from being used again before the work queued is done."""
+    value = arrays.owner_of(view)
+    producer_of(value).keep(value, queue)
+
+
 def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
     """The queue of a call: `stream`, or that of the first of `values`; it waits for what is queued on all of them."""
     given = [(value, producer_of(value)) for value in values.values() if value is not None]

@@ -18,7 +18,7 @@ LAYERS = [problem.shrunk(channels=3, input_length=5).limited(SMALL) for problem 
 PROBLEMS = [*(problem.limited(SMALL) for problem in CASES), *LAYERS]
 
 named = pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.name)
-algorithms = pytest.mark.parametrize("algorithm", ["gather", "scatter"])
+algorithms = pytest.mark.parametrize("algorithm", ["tiled", "gather", "scatter"])
 dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
@@ -181,10 +181,11 @@ def test_halves_are_the_float32_result_rounded_once(dtype, exact):
         same_bits(gradient, full)
 
 
-def test_halves_are_not_scattered():
+@pytest.mark.parametrize("algorithm", ["scatter", "tiled"])
+def test_halves_are_summed_by_gather_alone(algorithm):
     x, w, b, dy = on_device([a.astype(np.float16) for a in PARTIAL.operands()])
     message = '`algorithm` must be "auto" or "gather" with float16 arrays'
     with pytest.raises(ValueError, match=message):
-        nc.conv_transpose1d(x, w, b, **PARTIAL.forward_parameters, algorithm="scatter")
+        nc.conv_transpose1d(x, w, b, **PARTIAL.forward_parameters, algorithm=algorithm)
     with pytest.raises(ValueError, match=message):
-        nc.conv_transpose1d_backward(dy, x, w, **PARTIAL.backward_parameters, algorithm="scatter")
+        nc.conv_transpose1d_backward(dy, x, w, **PARTIAL.backward_parameters, algorithm=algorithm)

@@ -1,0 +1,123 @@
+"""The fast path of the CUDA engine: packs what the tiled kernels take, finds them memory and queues them.
+
+Which kernels serve a layer, and in which order they sum, is decided by the layer alone. Every buffer comes from the
+pool of the library that the caller's arrays come from; packed weights that a layer keeps carry an event, so that work
+on another stream waits for the packing and the host for nothing.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+from ..geometry import Geometry, families
+from . import arrays, fill, packing, producers, product, tiles, weight_product
+from .arrays import Queue
+from .launch import Configuration, thread_each
+from .tiles import Layer
+
+Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
+
+
+class Packed(NamedTuple):
+    """A weight as one product takes it."""
+
+    panels: Any
+    table: Any  # the phases of its rows and their first taps
+    ready: Any  # when the panels are there
+
+
+def forward(
+    input: Any, weight: Any, bias: Any, geometry: Geometry, groups: int, queue: Queue, kept: Kept | None, output: Any
+) -> None:
+    """Forward, one product for each family of phases."""
+    plan, crop = geometry.plan, geometry.crops.left
+    if output.size == 0:
+        return
+    if any(family.taps == 0 for family in families(plan)):  # phases that hold the bias alone
+        arrays.start(fill.fill, thread_each(output.size), queue, bias, output)
+    for family in families(plan):
+        if family.taps == 0:
+            continue
+        layer = tiles.forward_layer(plan, family, weight.shape, groups, weight.dtype.itemsize)
+        key = ("forward", plan, groups, family.phases)
+        packed = _packed(kept, key, weight, layer, family.phases + family.first_taps, plan.tap_step, False, queue)
+        first = crop // plan.stride
+        positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
+        _product(input, packed, layer, (-family.shift, crop, first, positions), bias, queue, output)
+
+
+def grad_input(
+    grad_output: Any, weight: Any, geometry: Geometry, groups: int, queue: Queue, kept: Kept | None, grad_input: Any
+) -> None:
+    """The input gradient, one product."""
+    plan = geometry.plan
+    if grad_input.size == 0:
+        return
+    layer = tiles.grad_input_layer(plan, weight.shape, groups, weight.dtype.itemsize)
+    packed = _packed(kept, ("grad_input", plan, groups), weight, layer, (0, 0), 1, True, queue)
+    place = (-geometry.crops.left, 0, 0, grad_input.shape[2])
+    _product(grad_output, packed, layer, place, arrays.nothing(grad_input.dtype), queue, grad_input)
+
+
+def grad_weight(grad_output: Any, input: Any, geometry: Geometry, groups: int, queue: Queue, grad_weight: Any) -> None:
+    """The weight gradient, one product, in parts that are added up where one would not fill the GPU."""
+    shape, itemsize = grad_weight.shape, grad_weight.dtype.itemsize
+    tile = tiles.weight_tile(shape, groups, itemsize)
+    sizes = tiles.weight_sizes(
+        geometry.plan, tile, shape, groups, input.shape[0], input.shape[2], geometry.crops.left, itemsize
+    )
+    parts = tiles.parts_of(sizes)
+    if parts == 1:
+        target = arrays.batched(grad_weight)
+    else:
+        memory = producers.workspace(parts * grad_weight.size, grad_weight, queue)
+        target = arrays.reshaped(memory, (parts, *shape))
+    blocks = parts * groups * sizes.row_tiles * sizes.column_tiles
+    run = weight_product.weight_product(tile, itemsize)
+    arrays.start(run, Configuration(blocks, tile.threads), queue, grad_output, input, sizes, target)
+    if parts > 1:
+        threads = weight_product.SUM_THREADS
+        adding = Configuration(-(-grad_weight.size // threads), threads)
+        arrays.start(weight_product.add_parts, adding, queue, target, grad_weight)
+
+
+def _packed(
+    kept: Kept | None, key: Any, weight: Any, layer: Layer, table: tuple[int, ...], tap_step: int, by_input: bool,
+    queue: Queue,
+) -> Packed:  # fmt: skip
+    """The packed weight: the layer's, packed at its first use on a GPU, or the call's."""
+    own: Packed | None = None if kept is None else kept.get((key, queue.device))
+    if own is not None:
+        arrays.after(own.ready, queue)
+        producers.keep(own.panels, queue)
+        return own
+    panels = producers.workspace(layer.packed, weight, queue)
+    view, phases = arrays.reshaped(panels, (layer.packed,)), _table(table, queue.device)
+    arrays.start(
+        packing.pack, Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS), queue, weight,
+        phases, int(by_input), layer.tile_rows, layer.row_tiles, layer.channels * layer.phases, layer.phases,
+        layer.term_channels, layer.taps, layer.stages, layer.stage_terms, tap_step, view,
+    )  # fmt: skip
+    own = Packed(view, phases, None if kept is None else arrays.mark(queue))
+    if kept is not None:
+        kept[key, queue.device] = own
+    return own
+
+
+@functools.lru_cache(maxsize=1024)
+def _table(values: tuple[int, ...], device: int) -> Any:
+    """Integers of a layer on a GPU: copied there once, and the host waits for it."""
+    return arrays.constants(values, device)
+
+
+def _product(
+    source: Any, packed: Packed, layer: Layer, place: tuple[int, int, int, int], bias: Any, queue: Queue, target: Any
+) -> None:
+    """Queue the product of a family; `place` is origin, crop_out, q_first, positions."""
+    batch, itemsize, positions = target.shape[0], target.dtype.itemsize, place[3]
+    tile = tiles.tile_for(layer, itemsize, batch, positions)
+    sizes = tiles.sizes_of(layer, tile, batch, *place)
+    arguments = (source, packed.panels, packed.table, bias, sizes, target)
+    for other in tiles.TILES[itemsize, layer.tile_rows]:  # no later length is to wait for a compiler
+        arrays.compile_for(product.product(other, itemsize), arguments, queue)
+    configuration = Configuration(tiles.blocks_of(sizes, tile, batch), tile.threads)
+    arrays.start(product.product(tile, itemsize), configuration, queue, *arguments)

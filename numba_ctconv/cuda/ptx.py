@@ -1,0 +1,290 @@
+"""Instructions that Numba has no word for, as LLVM intrinsics: all PTX of the package, and all that builds LLVM code.
+
+emulator.py has a twin of each for blocks of NumPy lanes; simt.py chooses. Tuples hold what a thread keeps in registers:
+their elements are named by constants alone, so that nothing is addressed and nothing goes to local memory.
+
+A port to numba-cuda's successor, numba-cuda-mlir, has no llvmlite under it and is a twin of this file. It needs, of
+`cuda.experimental.inline_ptx`, the text of the assembly below, which stays as it is (operands are typed by NumPy dtypes
+there); `consteval` loops over local arrays in place of the tuples (multiply_add, zero_sums, add, load_run, load_apart,
+store_tile); and its VectorType for the 16 bytes of load_run. The kernels import nothing else of this kind; what is left
+of Numba in them are cuda.threadIdx, blockIdx, shared.array and syncthreads.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import cuda
+from numba.cuda import cgutils, types
+from numba.cuda.extending import intrinsic
+
+I32, I64 = ir.IntType(32), ir.IntType(64)
+VECTOR_BYTES = 16  # the most that one instruction moves
+SHARED = 3  # LLVM's number of the address space
+
+
+# --- registers --------------------------------------------------------------------------------------------------------
+
+
+def zero_sums(kind, count):
+    """A maker of `count` zeros: zero_sums() -> tuple."""
+
+    @intrinsic
+    def emit(typingctx):
+        def codegen(context, builder, signature, args):
+            return ir.Constant(context.get_value_type(signature.return_type), None)
+
+        return types.UniTuple(types.float64 if kind.itemsize == 8 else types.float32, count)(), codegen
+
+    return emit
+
+
+@intrinsic
+def add(typingctx, one, other):
+    """The sums of two tuples, element by element."""
+
+    def codegen(context, builder, signature, args):
+        pairs = zip(*(cgutils.unpack_tuple(builder, tuple_) for tuple_ in args), strict=True)
+        return cgutils.pack_array(builder, [builder.fadd(a, b) for a, b in pairs])
+
+    return one(one, other), codegen
+
+
+@intrinsic
+def multiply_add(typingctx, sums, column, row):
+    """sums[r·len(row) + c] + column[r]·row[c], rounded once."""
+
+    def codegen(context, builder, signature, args):
+        sums, column, row = (cgutils.unpack_tuple(builder, tuple_) for tuple_ in args)
+        products = [(a, b) for a in column for b in row]
+        fused = [builder.fma(a, b, s) for (a, b), s in zip(products, sums, strict=True)]
+        return cgutils.pack_array(builder, fused)
+
+    return sums(sums, column, row), codegen
+
+
+@intrinsic
+def multiply_add_inside(typingctx, sums, column, row, places, start, length):
+    """As multiply_add, but for the elements of the row of which 0 <= start + place < length does not hold: no change.
+
+    A product with a zero in their place would turn Inf into NaN.
+    """
+
+    def codegen(context, builder, signature, args):
+        sums, column, row, places = (cgutils.unpack_tuple(builder, tuple_) for tuple_ in args[:4])
+        inside = [builder.icmp_unsigned("<", builder.add(place, args[4]), args[5]) for place in places]
+        products = [(a, b, there) for a in column for b, there in zip(row, inside, strict=True)]
+        fused = [
+            builder.select(there, builder.fma(a, b, s), s) for (a, b, there), s in zip(products, sums, strict=True)
+        ]
+        return cgutils.pack_array(builder, fused)
+
+    return sums(sums, column, row, places, start, length), codegen
+
+
+# --- shared memory ----------------------------------------------------------------------------------------------------
+
+
+def load_run(count):
+    """A loader of neighbours: load_run(array, index) -> tuple. `index` is a multiple of what 16 bytes hold."""
+
+    @intrinsic
+    def emit(typingctx, array, index):
+        def codegen(context, builder, signature, args):
+            element = context.get_value_type(array.dtype)
+            lanes = min(count, VECTOR_BYTES * 8 // array.dtype.bitwidth)
+            values = []
+            for k in range(0, count, lanes):
+                at = _pointer(context, builder, array, args[0], builder.add(args[1], args[1].type(k)))
+                vector = builder.bitcast(at, ir.VectorType(element, lanes).as_pointer())
+                loaded = builder.load(vector, align=lanes * array.dtype.bitwidth // 8)
+                values += [builder.extract_element(loaded, I32(lane)) for lane in range(lanes)]
+            return cgutils.pack_array(builder, values)
+
+        return types.UniTuple(array.dtype, count)(array, index), codegen
+
+    return emit
+
+
+def load_apart(count, step):
+    """A loader of elements that lie `step` apart: load_apart(array, index) -> tuple."""
+
+    @intrinsic
+    def emit(typingctx, array, index):
+        def codegen(context, builder, signature, args):
+            at = [builder.add(args[1], args[1].type(k * step)) for k in range(count)]
+            values = [builder.load(_pointer(context, builder, array, args[0], index)) for index in at]
+            return cgutils.pack_array(builder, values)
+
+        return types.UniTuple(array.dtype, count)(array, index), codegen
+
+    return emit
+
+
+@intrinsic
+def load_shared(typingctx, array, index):
+    """array[index], of which Numba would ask whether the index counts from the end."""
+
+    def codegen(context, builder, signature, args):
+        return builder.load(_pointer(context, builder, array, *args))
+
+    return array.dtype(array, index), codegen
+
+
+def store_tile(rows, columns, step, pitch):
+    """A store of rows × columns: store_tile(array, index, tuple), columns `step` and rows `pitch` apart."""
+
+    @intrinsic
+    def emit(typingctx, array, index, sums):
+        def codegen(context, builder, signature, args):
+            for k, value in enumerate(cgutils.unpack_tuple(builder, args[2])):
+                offset = args[1].type(k // columns * pitch + k % columns * step)
+                builder.store(value, _pointer(context, builder, array, args[0], builder.add(args[1], offset)))
+            return context.get_dummy_value()
+
+        return types.void(array, index, sums), codegen
+
+    return emit
+
+
+# --- asynchronous copies ----------------------------------------------------------------------------------------------
+
+
+@intrinsic
+def copy_sample(typingctx, shared, index, array, n, c, l, wanted, inside):
+    """Begin shared[index] = array[n, c, l], or 0 where that is not inside; nothing where it is not wanted."""
+
+    def codegen(context, builder, signature, args):
+        source = _pointer(context, builder, array, args[2], *args[3:6])
+        _copy(context, builder, shared, args[0], args[1], source, array.dtype.bitwidth // 8, args[6], args[7])
+        return context.get_dummy_value()
+
+    return types.void(shared, index, array, n, c, l, wanted, inside), codegen
+
+
+@intrinsic
+def copy_vector(typingctx, shared, index, array, position, wanted):
+    """Begin the copy of 16 bytes, shared[index ..] = array[position ..], where wanted; both aligned to them."""
+
+    def codegen(context, builder, signature, args):
+        source = _pointer(context, builder, array, args[2], args[3])
+        _copy(context, builder, shared, args[0], args[1], source, VECTOR_BYTES, args[4], None)
+        return context.get_dummy_value()
+
+    return types.void(shared, index, array, position, wanted), codegen
+
+
+def _copy(context, builder, shared, array, index, source, size, wanted, inside):
+    """cp.async: where the second size is 0, nothing is read and zeros are written."""
+    target = builder.addrspacecast(_pointer(context, builder, shared, array, index), ir.IntType(8).as_pointer(SHARED))
+    read = I32(size) if inside is None else builder.select(_bit(builder, inside), I32(size), I32(0))
+    through = "cg" if size == VECTOR_BYTES else "ca"  # 4 and 8 bytes go through the first-level cache, and only they
+    code = f"{{ .reg .pred p; setp.ne.b32 p, $3, 0; @p cp.async.{through}.shared.global [$0], [$1], {size}, $2; }}"
+    operands = [
+        builder.ptrtoint(target, I32),
+        builder.ptrtoint(source, I64),
+        read,
+        builder.zext(_bit(builder, wanted), I32),
+    ]
+    kind = ir.FunctionType(ir.VoidType(), [I32, I64, I32, I32])
+    builder.call(ir.InlineAsm(kind, code, "r,l,r,r,~{memory}", side_effect=True), operands)
+
+
+@intrinsic
+def commit(typingctx):
+    """End a group of copies."""
+    return types.void(), _fixed("cp.async.commit_group;")
+
+
+def wait(groups):
+    """A wait for all groups but the last few: wait()."""
+
+    @intrinsic
+    def emit(typingctx):
+        return types.void(), _fixed(f"cp.async.wait_group {groups};")
+
+    return emit
+
+
+def _fixed(code):
+    def codegen(context, builder, signature, args):
+        builder.call(ir.InlineAsm(ir.FunctionType(ir.VoidType(), []), code, "~{memory}", side_effect=True), [])
+        return context.get_dummy_value()
+
+    return codegen
+
+
+def _pointer(context, builder, kind, array, *indices):
+    """The address of an element, whatever the strides; indices are not negative."""
+    struct = context.make_array(kind)(context, builder, value=array)
+    return cgutils.get_item_pointer(context, builder, kind, struct, list(indices), wraparound=False)
+
+
+def _bit(builder, truth):
+    return truth if truth.type.width == 1 else builder.icmp_unsigned("!=", truth, truth.type(0))
+
+
+# --- one element, where it is wanted ----------------------------------------------------------------------------------
+
+
+@cuda.jit(device=True)
+def load_element(array, index, wanted):
+    """array[index], or 0 where it is not wanted."""
+    value = array.dtype.type(0)
+    if wanted:
+        value = array[index]
+    return value
+
+
+@cuda.jit(device=True)
+def load_sample(array, n, c, l, wanted):
+    """array[n, c, l], or 0 where it is not wanted."""
+    value = array.dtype.type(0)
+    if wanted:
+        value = array[n, c, l]
+    return value
+
+
+@cuda.jit(device=True)
+def load_weight(array, part, i, o, k, wanted):
+    """array[part, i, o, k], or 0 where it is not wanted."""
+    value = array.dtype.type(0)
+    if wanted:
+        value = array[part, i, o, k]
+    return value
+
+
+@cuda.jit(device=True)
+def store_element(array, index, value, wanted):
+    """array[index] = value where wanted."""
+    if wanted:
+        array[index] = value
+
+
+@cuda.jit(device=True)
+def store_sample(array, n, c, l, value, wanted):
+    """array[n, c, l] = value where wanted."""
+    if wanted:
+        array[n, c, l] = value
+
+
+@cuda.jit(device=True)
+def store_weight(array, part, i, o, k, value, wanted):
+    """array[part, i, o, k] = value where wanted."""
+    if wanted:
+        array[part, i, o, k] = value
+
+
+@cuda.jit(device=True)
+def any_of_block(truth):
+    """A barrier, and whether something holds for any thread."""
+    return cuda.syncthreads_or(np.int32(1) if truth else np.int32(0)) != 0
+
+
+@intrinsic
+def multiply_add_where(typingctx, total, a, b, wanted):
+    """A sum with a product added, rounded once, where that is wanted; else as it was."""
+
+    def codegen(context, builder, signature, args):
+        total_, a_, b_, wanted_ = args
+        return builder.select(_bit(builder, wanted_), builder.fma(a_, b_, total_), total_)
+
+    return total(total, a, b, wanted), codegen
