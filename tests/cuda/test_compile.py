@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -15,7 +16,7 @@ GATHERING = {"forward.gather", "grad_input.gather", "grad_weight.gather", "grad_
 
 # Compiles in a process of its own, since the one of the tests may run the simulator. Two things stand in for a GPU: the
 # capability that helpers called by kernels are compiled for, and the claim that there is one.
-COMPILE = """
+PREPARE = """
 import importlib, json, sys
 from types import SimpleNamespace
 from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
@@ -30,6 +31,9 @@ capability = (int(sys.argv[1]), 0)
 dispatcher.get_current_device = lambda: SimpleNamespace(compute_capability=capability)
 cuda.is_available = lambda: True
 ptx = {}
+"""
+
+COMPILE = """
 for kind in (types.float16, types.bfloat16, types.float32, types.float64):
     a, v, i = types.Array(kind, 3, "A"), types.Array(kind, 1, "A"), types.int64
     kernels = {
@@ -50,20 +54,57 @@ for kind in (types.float16, types.bfloat16, types.float32, types.float64):
         module, function = name.split(".")
         kernel = getattr(importlib.import_module("numba_ctconv.cuda." + module), function)
         ptx[f"{name} {kind}"] = cuda.compile_ptx(kernel.py_func, signature, cc=capability)[0]
-print(json.dumps(ptx))
 """
 
 
-@pytest.fixture(scope="module", params=[8, 9], ids=lambda major: f"sm_{major}0")
-def ptx(request):
-    """PTX by kernel and dtype."""
+# Every tile that there is, so all that a layer and a length can ask for.
+TILED = """
+from numba_ctconv.cuda import packing, product, tiles, weight_product
+def keep(name, kernel, *signature):
+    bounds = kernel.targetoptions["launch_bounds"]
+    ptx[name] = cuda.compile_ptx(kernel.py_func, signature, cc=capability, launch_bounds=bounds)[0]
+i = types.int64
+places = types.NamedUniTuple(i, len(tiles.Sizes._fields), tiles.Sizes)
+cuts = types.NamedUniTuple(i, len(tiles.WeightSizes._fields), tiles.WeightSizes)
+for (itemsize, rows), own in tiles.TILES.items():
+    kind = {4: types.float32, 8: types.float64}[itemsize]
+    v, a, parts = (types.Array(kind, dimensions, "A") for dimensions in (1, 3, 4))
+    integers = types.Array(i, 1, "A")
+    keep(f"pack {kind}", packing.pack, a, integers, *[i] * 10, v)
+    keep(f"add_parts {kind}", weight_product.add_parts, parts, a)
+    for tile in own:
+        name = f"{rows} x {tile.columns} {kind}"
+        keep(f"product {name}", product.product(tile, itemsize), a, v, integers, v, places, a)
+        keep(f"weight_product {name}", weight_product.weight_product(tile, itemsize), a, a, cuts, parts)
+"""
+MOST_SPECIALISATIONS = 60
+
+
+def compiled(kernels, major):
+    """PTX by name, made by a process of its own."""
     environment = {**os.environ, "NUMBA_ENABLE_CUDASIM": "0"}
-    command = [sys.executable, "-W", "error", "-c", COMPILE, str(request.param)]
+    script = f"{PREPARE}{kernels}\nprint(json.dumps(ptx))"
+    command = [sys.executable, "-W", "error", "-c", script, str(major)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == 77:
         pytest.skip("the compilers of the CUDA toolkit (NVVM, NVRTC) are not installed: numba-cuda[cu13]")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+capabilities = pytest.fixture(scope="module", params=[8, 9], ids=lambda major: f"sm_{major}0")
+
+
+@capabilities
+def ptx(request):
+    """PTX of the explicit loops, by kernel and dtype."""
+    return compiled(COMPILE, request.param)
+
+
+@capabilities
+def tiled(request):
+    """The capability, and PTX of the tiled kernels, by kernel, tile and dtype."""
+    return request.param, compiled(TILED, request.param)
 
 
 def innermost_loop(code, instruction):
@@ -116,3 +157,34 @@ def test_helpers_are_inlined(ptx):
         if name.endswith("bfloat16"):  # its conversions are NVIDIA's, and linked
             continue
         assert "call" not in re.findall(r"\bcall\b", code), name
+
+
+def test_tiled_kernels_stay_in_their_dtype_and_need_no_atomics(tiled):
+    _, codes = tiled
+    assert 0 < len(codes) <= MOST_SPECIALISATIONS
+    for name, code in codes.items():
+        assert not re.search(r"(?<![.\w])(?:atom|red)\.", code), name  # bar.red is a barrier
+        assert not (name.endswith("float32") and ".f64" in code), name
+        if "product" in name:
+            assert f"fma.rn.f{name[-2:]}" in code, name
+            assert "cp.async" in code, name
+
+
+def test_tiled_kernels_assemble_without_spills(tiled, tmp_path):
+    """At the registers that the launch bounds leave them, so that as many blocks as planned share a multiprocessor."""
+    ptxas = shutil.which("ptxas")
+    if ptxas is None:
+        pytest.skip("ptxas is not installed: it comes with the CUDA toolkit")
+    major, codes = tiled
+    told = subprocess.run([ptxas, "--version"], capture_output=True, text=True, check=True).stdout
+    release = re.search(r"release (\d+)\.(\d+)", told)
+    newest = (int(release[1]) - 4, int(release[2]))  # the version of PTX that a toolkit came with
+    for name, code in codes.items():
+        version = re.search(r"\.version (\d+)\.(\d+)", code)
+        known = min(newest, (int(version[1]), int(version[2])))  # the kernels use nothing as new
+        source = tmp_path / "kernel.ptx"
+        source.write_text(code.replace(version[0], f".version {known[0]}.{known[1]}"))
+        command = [ptxas, "-v", f"-arch=sm_{major}0", str(source), "-o", str(tmp_path / "kernel.cubin")]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (name, done.stderr)
+        assert " 0 bytes spill stores, 0 bytes spill loads" in done.stderr, (name, done.stderr)
