@@ -16,6 +16,19 @@ from numba_ctconv.cpu import depthwise, depthwise_rows, layout, microkernels, mo
 from numba_ctconv.geometry import plan
 
 
+@pytest.fixture
+def change(monkeypatch):
+    """Set what decides the layout of a call, and forget the calls that were laid out without."""
+
+    def set_and_forget(*arguments):
+        monkeypatch.setattr(*arguments)
+        layout.call_of.cache_clear()
+
+    yield set_and_forget
+    monkeypatch.undo()
+    layout.call_of.cache_clear()
+
+
 def peak_memory(code):
     """Growth of the peak resident size, in MB, while `code` runs in a new process, where its `before` is done."""
     script = f"""
@@ -221,7 +234,7 @@ def test_workers_do_not_choose_the_algorithm_of_grad_weight(row_channels, kernel
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("parameters", [{"stride": 8, "padding": 4, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
-def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(monkeypatch, dtype, parameters):
+def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(change, dtype, parameters):
     rng = np.random.default_rng(1)
     x, w = rng.standard_normal((2, 6, 901)).astype(dtype), rng.standard_normal((6, 3, 16)).astype(dtype)
     read = []
@@ -230,10 +243,10 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(monke
         read.append(decide(*arguments))
         return read[-1]
 
-    monkeypatch.setattr(layout, "reads_in_place", counted)
-    monkeypatch.setattr(layout, "IN_PLACE_BYTES", 1)  # narrow blocks, of which most touch no end of an item
+    change(layout, "reads_in_place", counted)
+    change(layout, "IN_PLACE_BYTES", 1)  # narrow blocks, of which most touch no end of an item
     in_place = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
-    monkeypatch.setattr(layout, "MOST_IN_PLACE", 0)
+    change(layout, "MOST_IN_PLACE", 0)
     packed = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
     assert read == [True, False]
     np.testing.assert_array_equal(in_place, packed)
@@ -241,7 +254,7 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(monke
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("parameters", [{"stride": 8, "padding": 4, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
-def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(monkeypatch, dtype, parameters):
+def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, parameters):
     """Many rows that are read in place are summed up a block of terms after the other, by all tiles of a row."""
     rng = np.random.default_rng(5)
     x, w = rng.standard_normal((2, 98, 901)).astype(dtype), rng.standard_normal((98, 3, 16)).astype(dtype)
@@ -252,10 +265,10 @@ def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(monkeypatch, dtype, 
         taken.append(size(*arguments))
         return taken[-1]
 
-    monkeypatch.setattr(layout, "sizes_of", counted)
-    monkeypatch.setattr(target, "SUMS_BYTES", 5000)  # narrow blocks, of which most touch no end of an item
+    change(layout, "sizes_of", counted)
+    change(target, "SUMS_BYTES", 5000)  # narrow blocks, of which most touch no end of an item
     in_rows = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
-    monkeypatch.setattr(layout, "MOST_STREAMS", 98)
+    change(layout, "MOST_STREAMS", 98)
     by_themselves = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
     assert [own.in_place for own in taken] == [1, 1]
     assert taken[0].row_sums * dtype().itemsize <= 5000 < 901 * dtype().itemsize * taken[0].rows
@@ -364,7 +377,7 @@ def test_depthwise_infinities_reach_what_the_definition_lets_them_reach(operand)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_items_close_together_have_the_bits_of_items_apart(monkeypatch, dtype):
+def test_items_close_together_have_the_bits_of_items_apart(change, dtype):
     """A batch of short items is laid out term by term, without gaps; long ones and single ones are not."""
     rng = np.random.default_rng(4)
     x, w = rng.standard_normal((9, 6, 11)).astype(dtype), rng.standard_normal((6, 4, 25)).astype(dtype)
@@ -379,9 +392,9 @@ def test_items_close_together_have_the_bits_of_items_apart(monkeypatch, dtype):
         y = nc.conv_transpose1d(x, w, output_padding=1, **parameters)
         return y, nc.conv_transpose1d_backward(np.cos(y), x, w, needs=("input",), **parameters).input
 
-    monkeypatch.setattr(layout.Layouts, "of", of)
+    change(layout.Layouts, "of", of)
     close = results()
     assert all(own.lead == own.tail == 0 for own in taken)
-    monkeypatch.setattr(layout, "DENSE_GAP", 0)
+    change(layout, "DENSE_GAP", 0)
     for one, other in zip(close, results(), strict=True):
         np.testing.assert_array_equal(one, other)

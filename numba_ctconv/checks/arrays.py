@@ -63,11 +63,16 @@ def floating(array: Array, name: str, dtypes: Sequence[Any] = DTYPES) -> None:
 
 def same_dtype(arrays: Mapping[str, Array | None]) -> None:
     """One dtype for all: nothing is promoted."""
-    (first, reference), *others = [(name, a) for name, a in arrays.items() if a is not None]
-    for name, array in others:
-        if array.dtype is not reference.dtype and array.dtype != reference.dtype:
+    first = reference = None
+    for name, array in arrays.items():
+        if array is None:
+            continue
+        dtype = array.dtype
+        if reference is None:
+            first, reference = name, dtype
+        elif dtype is not reference and dtype != reference:
             raise TypeError(
-                f"`{name}` must have the dtype of `{first}`, {reference.dtype}; got {array.dtype}. "
+                f"`{name}` must have the dtype of `{first}`, {reference}; got {dtype}. "
                 "Nothing is promoted: convert one of them with astype."
             )
 

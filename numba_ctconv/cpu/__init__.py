@@ -33,11 +33,14 @@ class CpuEngine:
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Plain views of arrays of a dtype that the kernels take; None stays None."""
-        return {name: None if value is None else self._operand(value, name) for name, value in values.items()}
+        arrays = dict(values)
+        for name, value in values.items():
+            if value is None or (type(value) is np.ndarray and (value.dtype is FLOAT32 or value.dtype is FLOAT64)):
+                continue
+            arrays[name] = self._operand(value, name)
+        return arrays
 
     def _operand(self, value: Any, name: str) -> Any:
-        if type(value) is np.ndarray and (value.dtype is FLOAT32 or value.dtype is FLOAT64):
-            return value
         if isinstance(value, np.ma.MaskedArray):
             checks.masked(name)
         checks.floating(value, name)

@@ -56,9 +56,9 @@ def reduction(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, error_model="numpy", fastmath=REDUCTION)(function)
 
 
-def kernel(arguments: str, sizes: type | None = None) -> Callable[[Callable[..., Any]], "Kernel"]:
+def kernel(arguments: str) -> Callable[[Callable[..., Any]], "Kernel"]:
     """Decorate a kernel with what it takes, a letter and a digit each: see :class:`Kernel`."""
-    return lambda function: Kernel(function, arguments.split(), sizes)
+    return lambda function: Kernel(function, arguments.split())
 
 
 class Kernel:
@@ -66,15 +66,14 @@ class Kernel:
 
     `arguments` has a word an argument: "i" an integer; "r3" a three-dimensional array that is read, with any strides,
     read-only or not, aligned or not; "w3" one that is written, with any strides; "c3" contiguous scratch memory, "n1"
-    of integers that are read and "o1" of integers that are written; "s" a named tuple of integers, of the class
-    `sizes`. So a new layout of a caller's array costs no compilation. The last argument is an array and tells the
-    dtype. An argument `workers` is the number of tasks that the prange shares out; their order never matters. The code
-    is kept on disk, or in memory where no folder for it can be written. The GIL is released.
+    of integers that are read and "o1" of integers that are written. So a new layout of a caller's array costs no
+    compilation. The last argument is an array and tells the dtype. An argument `workers` is the number of tasks that
+    the prange shares out; their order never matters. The code is kept on disk, or in memory where no folder for it can
+    be written. The GIL is released.
     """
 
-    def __init__(self, function: Callable[..., Any], arguments: list[str], sizes: type | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: list[str]) -> None:
         self.function = function
-        self.sizes = sizes
         self.arguments = arguments
         self.compiled: dict[np.dtype[Any], Any] = {}  # the parallel form
         self.serial: dict[np.dtype[Any], Any] = {}
@@ -112,10 +111,7 @@ class Kernel:
             "n": lambda dimensions: types.Array(types.int64, dimensions, "C", readonly=True),
             "o": lambda dimensions: types.Array(types.int64, dimensions, "C"),
         }
-        whole = {"i": types.int64}
-        if self.sizes is not None:
-            whole["s"] = types.NamedUniTuple(types.int64, len(self.sizes._fields), self.sizes)  # type: ignore[attr-defined]  # a named tuple
-        return types.void(*(whole[a] if a in whole else layouts[a[0]](int(a[1])) for a in self.arguments))
+        return types.void(*(types.int64 if a == "i" else layouts[a[0]](int(a[1])) for a in self.arguments))
 
     def compile(self, dtype: np.dtype[Any]) -> Any:
         """The parallel form for a dtype; the serial one is made with it, so that a forked child has it too."""

@@ -131,22 +131,17 @@ def _product(
 ) -> None:
     """Run the tiled product of forward or grad_input, one family of phases after the other."""
     for panel in packed.panels:
-        own = panel.layouts.of(source.shape[0], positions)
-        sizes = layout.sizes_of(
-            own, groups, source, output.shape[1] // groups, workers, crop_in, crop_out, q_first, positions
-        )
-        strips = -(-sizes.width // sizes.strip)
-        slabs = np.empty((workers, strips * own.slab_rows * sizes.pitch + sizes.few_columns), output.dtype)
-        tile_size = own.rows * own.vectors * own.lanes
-        staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
-        line = machine.CACHE_LINE // output.itemsize
-        sums_size = max(tile_size, sizes.row_sums) + line
-        scratch = np.empty((workers, sums_size + staged + 2 * sizes.start_size), output.dtype)
+        own, numbers, slab_size, scratch_size = layout.call_of(
+            panel.layouts, groups, source.shape[0], source.strides, output.shape[1] // groups, output.itemsize, workers,
+            crop_in, crop_out, q_first, positions,
+        )  # fmt: skip
+        slabs = np.empty((workers, slab_size), output.dtype)
+        scratch = np.empty((workers, scratch_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
         tiled.product(
             source, bias, panel.values, own.term_rows, own.term_starts, own.planes, own.phases, panel.tiles,
-            panel.lay_out, panel.deinterleave if own.every_plane else 0, panel.tile_row, sizes, workers, slabs, scratch,
-            offsets, output,
+            panel.lay_out, panel.deinterleave if own.every_plane else 0, panel.tile_row, numbers, workers, slabs,
+            scratch, offsets, output,
         )  # fmt: skip
 
 
@@ -179,7 +174,6 @@ def _weight_product(
         grad_output, input, own.planes, own.shifts, own.taps, tiles,
         moves.moves.interleave(input.itemsize, own.lanes, own.rows),
         moves.moves.lay_out(input.itemsize, len(own.planes)), moves.moves.transpose(plan.stride * input.itemsize),
-        sizes,
-        workers, offsets, scratch, sums, infinite, grad_weight,
+        np.array(sizes), workers, offsets, scratch, sums, infinite, grad_weight,
     )  # fmt: skip
     return not np.isnan(infinite).any()

@@ -1,4 +1,4 @@
-"""Addresses in Numba code: where an array lies, copying bytes, and calling a compiled tile. Used by the tiled kernels.
+"""Addresses in Numba code: where an array lies, copying bytes, calling a compiled tile. Used by the tiled kernels.
 
 An address is an int64, so that sums with other integers stay integers.
 """
@@ -23,6 +23,22 @@ def address_of(typingctx, array):
         return builder.ptrtoint(view.data, ir.IntType(64))
 
     return types.int64(array), codegen
+
+
+def integers(count):
+    """A function that gives the integers of an array as a tuple, which Numba itself takes long to take from Python."""
+    result = types.UniTuple(types.int64, count)
+
+    @intrinsic
+    def read(typingctx, numbers):
+        def codegen(context, builder, signature, args):
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            places = [builder.gep(data, [ir.IntType(64)(k)]) for k in range(count)]
+            return context.make_tuple(builder, result, [builder.load(place) for place in places])
+
+        return result(numbers), codegen
+
+    return read
 
 
 @intrinsic

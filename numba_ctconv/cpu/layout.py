@@ -1,9 +1,10 @@
 """The layout of the tiled product: which terms, planes and tiles a layer has, and how its columns are cut.
 
-Pure Python and NumPy over geometry.Plan, cached by layer: nothing here depends on a length or a batch but `sizes_of`.
+Pure Python and NumPy over geometry.Plan, cached by layer: nothing here depends on a length or a batch but `call_of`.
 Called by the engine. weight_layout.py is its twin for grad_weight, whose product sums over time.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any, NamedTuple
@@ -57,8 +58,9 @@ class Sizes(NamedTuple):
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
 
 
-class Layout(NamedTuple):
-    """One family of phases of a layer: those that share their shifts."""
+@dataclasses.dataclass(frozen=True, eq=False)
+class Layout:
+    """One family of phases of a layer: those that share their shifts. Only the same object is the same."""
 
     fixed: tuple[int, ...]  # what Sizes says of it
     lanes: int
@@ -236,23 +238,48 @@ def tile_vectors(rows: int) -> int:
     return max(1, min((target.vector_registers() - 1) // (rows + 1), MOST_VECTORS))
 
 
-def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, workers: int, crop_in: int, crop_out: int,
-             q_first: int, positions: int) -> Sizes:  # fmt: skip
+class Call(NamedTuple):
+    """A layout and what a call of some shape takes beside it: kept for as many calls as are usual at a time."""
+
+    layout: Layout
+    numbers: Any  # a Sizes, as an array
+    slab_size: int  # of a worker, in elements
+    scratch_size: int  # likewise
+
+
+@functools.lru_cache(maxsize=128)
+def call_of(layouts: Layouts, groups: int, batch: int, strides: tuple[int, ...], row_channels: int, itemsize: int,
+            workers: int, crop_in: int, crop_out: int, q_first: int, positions: int) -> Call:  # fmt: skip
+    """The layout for a call, and its sizes."""
+    own = layouts.of(batch, positions)
+    sizes = sizes_of(
+        own, groups, batch, strides, row_channels, itemsize, workers, crop_in, crop_out, q_first, positions
+    )
+    tile_size = own.rows * own.vectors * own.lanes
+    staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
+    sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // itemsize
+    scratch_size = sums_size + staged + 2 * sizes.start_size
+    strips = -(-sizes.width // sizes.strip)
+    slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
+    return Call(own, np.array(sizes), slab_size, scratch_size)
+
+
+def sizes_of(layout: Layout, groups: int, batch: int, strides: tuple[int, ...], row_channels: int, itemsize: int,
+             workers: int, crop_in: int, crop_out: int, q_first: int, positions: int) -> Sizes:  # fmt: skip
     """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers."""
     full = layout.vectors * layout.lanes
-    batch = source.shape[0]
-    in_place = reads_in_place(layout, row_channels, source)
+    in_place = reads_in_place(layout, row_channels, strides, itemsize)
     columns = batch * (layout.lead + positions + layout.tail) - layout.lead - layout.tail
     widest = layout.width
     row_sums = 0
-    room = target.SUMS_BYTES // source.itemsize // layout.rows  # for the sums of a row of tiles
+    room = target.SUMS_BYTES // itemsize // layout.rows  # for the sums of a row of tiles
     if layout.row_tiles(row_channels) > 1:  # each of which reads the block again
-        room = min(room, SLAB_BYTES // source.itemsize // layout.slab_rows)
+        room = min(room, SLAB_BYTES // itemsize // layout.slab_rows)
     if in_place and layout.many_streams(row_channels) and min(room, columns) >= LEAST_ROW * full:
         widest = min(widest, room // full * full)
         row_sums = widest * layout.rows
     elif in_place:
-        widest = min(widest, full * max(1, IN_PLACE_BYTES // source.itemsize // layout.slab_rows // full))
+        widest = min(widest, full * max(1, IN_PLACE_BYTES // itemsize // layout.slab_rows // full))
     blocks = max(1, -(-columns // widest))
     width = min(widest, -(-columns // blocks // full) * full)
     blocks = -(-columns // width)
@@ -279,14 +306,14 @@ def sizes_of(layout: Layout, groups: int, source: Any, row_channels: int, worker
     )
 
 
-def reads_in_place(layout: Layout, row_channels: int, source: Any) -> bool:
-    """Whether the rows of the source serve as they are.
+def reads_in_place(layout: Layout, row_channels: int, strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether the rows of a source with such strides serve as they are.
 
     They have to be contiguous, met too seldom to be worth copying, and at no distance at which they take each other's
     place in the second-level cache.
     """
-    _, pitch, step = source.strides
-    if layout.step_in != 1 or not layout.every_plane or step != source.itemsize or pitch % step != 0 or pitch <= 0:
+    _, pitch, step = strides
+    if layout.step_in != 1 or not layout.every_plane or step != itemsize or pitch % step != 0 or pitch <= 0:
         return False
     if layout.row_tiles(row_channels) * layout.taps > MOST_IN_PLACE:
         return False

@@ -20,24 +20,27 @@ depends on the layer alone.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_tile
+from .intrinsics import address_of, call_move, call_tile, integers
 from .layout import Sizes
 from .packing import pack_slab
 from .rows import count_below, first_not_below, to_line
 
+sizes_in = integers(len(Sizes._fields))
 
-@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i i s i c2 c2 o2 w3", Sizes)
+
+@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i i n1 i c2 c2 o2 w3")
 def product(
-    source, bias, panels, term_rows, term_starts, planes, phases, tiles, lay_out, deinterleave, tile_row, sizes,
+    source, bias, panels, term_rows, term_starts, planes, phases, tiles, lay_out, deinterleave, tile_row, numbers,
     workers, slabs, scratch, offsets, output,
 ):  # fmt: skip
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
     `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors and of that of few columns; `lay_out` and
-    `deinterleave` those of moves, and `tile_row` that of rows of tiles, or 0; `sizes` is a layout.Sizes. Scratch: slabs
-    (workers, strips · rows · pitch), scratch (workers, sums of a tile or of a row of tiles, staging, and what two
-    tiles start from), offsets (2, terms) into a slab and into rows that are read where they are.
+    `deinterleave` those of moves, and `tile_row` that of rows of tiles, or 0; `numbers` are a layout.Sizes. Scratch:
+    slabs (workers, strips · rows · pitch), scratch (workers, sums of a tile or of a row of tiles, staging, and what
+    two tiles start from), offsets (2, terms) into a slab and into rows that are read where they are.
     """
+    sizes = Sizes(*sizes_in(numbers))
     lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
     group_rows = output.shape[1] // groups
     column_end = source.shape[0] * (sizes.lead + sizes.positions + sizes.tail) - sizes.tail

@@ -15,24 +15,27 @@ the length alone, so threads change no bit.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_tile
+from .intrinsics import address_of, call_move, call_tile, integers
 from .rows import count_below, first_not_below, nothing_of, to_line
 from .target import CACHE_LINE
 from .weight_layout import WeightSizes
 
+sizes_in = integers(len(WeightSizes._fields))
 
-@kernel("r3 r3 n1 n1 n1 n1 i i i s i o2 c2 c2 c1 w3", WeightSizes)
+
+@kernel("r3 r3 n1 n1 n1 n1 i i i n1 i o2 c2 c2 c1 w3")
 def product(
-    grad_output, input, planes, shifts, taps, tiles, interleave, lay_out, transpose, sizes, workers, offsets, scratch,
-    sums, infinite, grad_weight
+    grad_output, input, planes, shifts, taps, tiles, interleave, lay_out, transpose, numbers, workers, offsets,
+    scratch, sums, infinite, grad_weight
 ):  # fmt: skip
     """Workers share (group, block of columns, part of the rows) out evenly.
 
     `taps` is the tap of each (shift, plane), or -1; `interleave`, `lay_out` and `transpose` (of elements that are all
-    planes of a position) are the addresses of moves, 0 where there is none. Scratch: offsets (workers, stretch),
-    scratch (workers, slab, panel and sums of a tile), sums (workers, rows · shifts · pitch). `infinite` gets a NaN
-    where a sum is not finite, which an input may have done to it that meets no sample.
+    planes of a position) are the addresses of moves, 0 where there is none; `numbers` are a WeightSizes. Scratch:
+    offsets (workers, stretch), scratch (workers, slab, panel and sums of a tile), sums (workers, rows · shifts ·
+    pitch). `infinite` gets a NaN where a sum is not finite, which an input may have done to it that meets no sample.
     """
+    sizes = WeightSizes(*sizes_in(numbers))
     rows, width, groups, parts = sizes.rows, sizes.width, sizes.groups, sizes.parts
     batch, in_channels, length = input.shape
     group_channels = grad_weight.shape[1]
