@@ -1,13 +1,11 @@
 """The functions a user calls: check everything, compute the lengths, pick the engine, hand over. No loops here."""
 
-import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from . import checks
+from . import checks, shapes
 from .checks import GradientName, Parameters
 from .dispatch import Engine, engine_of
-from .geometry import Geometry
 from .precision import chosen as chosen_precision
 
 
@@ -26,7 +24,6 @@ class Gradients(NamedTuple):
     bias: Any
 
 
-KEPT_SHAPES = 256  # of the latest calls, which are not checked again; a new shape costs what it would without
 OUT_NAMES = tuple(f"out.{name}" for name in Gradients._fields)  # what errors call the arrays of a backward `out`
 
 
@@ -195,7 +192,7 @@ def forward(
     checks.same_dtype({"input": x, "weight": w, "bias": b})
     checks.summed_once(x.dtype, chosen)
     size = checks.output_size(output_size, (len(x.shape),))
-    geometry, shape = _forward_shapes(p, size, x.shape, w.shape, None if b is None else b.shape)
+    geometry, shape = shapes.forward(p, size, x.shape, w.shape, None if b is None else b.shape)
     if out is not None:
         _check_out(engine, given, arrays, {"out": shape})
     queue = engine.launch_stream(stream, given)
@@ -204,22 +201,6 @@ def forward(
         y = engine.operands({"out": out})["out"]
     engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, allowed, queue, kept, _batched(engine, y))
     return out
-
-
-@functools.lru_cache(maxsize=KEPT_SHAPES)
-def _forward_shapes(
-    p: Parameters,
-    output_size: int | None,
-    input_shape: tuple[int, ...],
-    weight_shape: tuple[int, ...],
-    bias_shape: tuple[int, ...] | None,
-) -> tuple[Geometry, tuple[int, ...]]:
-    """The geometry and the shape of the output of shapes that fit."""
-    sizes = checks.sizes(input_shape, weight_shape, p.groups)
-    if bias_shape is not None:
-        checks.bias_shape(bias_shape, sizes.out_channels)
-    geometry = checks.forward_geometry(p, sizes.kernel_size, sizes.input_length, output_size)
-    return geometry, (*input_shape[:-2], sizes.out_channels, geometry.output_length)
 
 
 def conv_transpose1d_backward(
@@ -313,10 +294,10 @@ def backward(
     checks.same_dtype({"grad_output": dy, "input": x, "weight": w})
     checks.summed_once(dy.dtype, chosen)
     length = checks.input_length(input_length, None if x is None else x.shape, "weight" in wanted)
-    geometry, shapes = _backward_shapes(p, length, dy.shape, None if x is None else x.shape, w.shape)
-    _check_out(engine, given, arrays, dict(zip(OUT_NAMES, shapes, strict=True)))
+    geometry, results = shapes.backward(p, length, dy.shape, None if x is None else x.shape, w.shape)
+    _check_out(engine, given, arrays, dict(zip(OUT_NAMES, results, strict=True)))
     queue = engine.launch_stream(stream, given)
-    for name, out_name, shape in zip(Gradients._fields, OUT_NAMES, shapes, strict=True):
+    for name, out_name, shape in zip(Gradients._fields, OUT_NAMES, results, strict=True):
         if name in wanted and outs[out_name] is None:
             outs[out_name] = engine.empty(shape, dy.dtype, grad_output, queue)
     dx, dw, db = engine.operands(outs).values()
@@ -328,27 +309,6 @@ def backward(
     if db is not None:
         engine.grad_bias(dy, chosen, queue, db)
     return Gradients(*outs.values())
-
-
-@functools.lru_cache(maxsize=KEPT_SHAPES)
-def _backward_shapes(
-    p: Parameters,
-    input_length: int,
-    grad_output_shape: tuple[int, ...],
-    input_shape: tuple[int, ...] | None,
-    weight_shape: tuple[int, ...],
-) -> tuple[Geometry, Gradients]:
-    """The geometry and the shapes of the gradients of shapes that fit."""
-    in_channels, channels_out, kernel_size = checks.weight_sizes(weight_shape, p.groups)
-    out_channels = channels_out * p.groups
-    if input_shape is None:
-        checks.grad_output_shape(grad_output_shape, (None,) * (len(grad_output_shape) == 3) + (out_channels, None))
-    else:
-        checks.sizes(input_shape, weight_shape, p.groups)
-        checks.grad_output_shape(grad_output_shape, (*input_shape[:-2], out_channels, None))
-    geometry = checks.backward_geometry(p, kernel_size, input_length, grad_output_shape[-1])
-    shapes = Gradients((*grad_output_shape[:-2], in_channels, input_length), weight_shape, (out_channels,))
-    return geometry, shapes
 
 
 def _check_out(

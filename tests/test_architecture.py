@@ -13,7 +13,19 @@ KERNEL_STEMS = {"forward", "grad_input", "grad_weight", "rows", "reach", "fill",
 KERNELS = [path for path in FILES if path.stem in KERNEL_STEMS or path == pathlib.Path("cuda/packing.py")]
 
 # Each file of the core, from the bottom up: it imports nothing that stands further down in this list.
-LAYERS = ["forks", "geometry", "checks", "cpu", "dispatch", "precision", "functional", "modules", "benchmark", "cli"]
+LAYERS = [
+    "forks",
+    "geometry",
+    "checks",
+    "shapes",
+    "cpu",
+    "dispatch",
+    "precision",
+    "functional",
+    "modules",
+    "benchmark",
+    "cli",
+]
 
 
 def imports(path):
