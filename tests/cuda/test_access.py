@@ -61,10 +61,11 @@ class Exporting:
         self.__dlpack_device__ = lambda: where
 
     def __dlpack__(self, *, stream, **versions):
-        self.streams.append(stream)
         if self.newest is None and versions:
             raise TypeError("__dlpack__() got an unexpected keyword argument 'max_version'")
-        return self.host.__dlpack__(**versions)
+        capsule = self.host.__dlpack__(**versions)
+        self.streams.append(stream)  # of exports that were made: an older NumPy refuses a version, and is asked again
+        return capsule
 
 
 def newest_versions():
