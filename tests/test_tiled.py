@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import layer_problems
-from numba_ctconv.cpu import depthwise, depthwise_rows, layout, microkernels, moves, target, weight_layout
+from numba_ctconv.cpu import blocks, depthwise, depthwise_rows, layout, microkernels, moves, target, weight_layout
 from numba_ctconv.geometry import plan
 
 
@@ -22,11 +22,11 @@ def change(monkeypatch):
 
     def set_and_forget(*arguments):
         monkeypatch.setattr(*arguments)
-        layout.call_of.cache_clear()
+        blocks.call_of.cache_clear()
 
     yield set_and_forget
     monkeypatch.undo()
-    layout.call_of.cache_clear()
+    blocks.call_of.cache_clear()
 
 
 def peak_memory(code):
@@ -237,14 +237,14 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(chang
     x, w = rng.standard_normal((2, 6, 901)).astype(dtype), rng.standard_normal((6, 3, 16)).astype(dtype)
     read = []
 
-    def counted(*arguments, decide=layout.reads_in_place):
+    def counted(*arguments, decide=blocks.reads_in_place):
         read.append(decide(*arguments))
         return read[-1]
 
-    change(layout, "reads_in_place", counted)
-    change(layout, "IN_PLACE_BYTES", 1)  # narrow blocks, of which most touch no end of an item
+    change(blocks, "reads_in_place", counted)
+    change(blocks, "IN_PLACE_BYTES", 1)  # narrow blocks, of which most touch no end of an item
     in_place = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
-    change(layout, "MOST_IN_PLACE", 0)
+    change(blocks, "MOST_IN_PLACE", 0)
     packed = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
     assert read == [True, False]
     np.testing.assert_array_equal(in_place, packed)
@@ -259,11 +259,11 @@ def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, param
     bias = rng.standard_normal(3 * parameters.get("groups", 1)).astype(dtype)
     taken = []
 
-    def counted(*arguments, size=layout.sizes_of):
+    def counted(*arguments, size=blocks.sizes_of):
         taken.append(size(*arguments))
         return taken[-1]
 
-    change(layout, "sizes_of", counted)
+    change(blocks, "sizes_of", counted)
     change(target, "SUMS_BYTES", 5000)  # narrow blocks, of which most touch no end of an item
     in_rows = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
     change(layout, "MOST_STREAMS", 98)
@@ -388,7 +388,7 @@ def test_items_close_together_have_the_bits_of_items_apart(change, dtype, paddin
         return y, backward.input
 
     close = results()
-    change(layout, "columns_between_items", lambda own, *call: own.lead + call[-1] + own.tail)
+    change(blocks, "columns_between_items", lambda own, *call: own.lead + call[-1] + own.tail)
     for one, other in zip(close, results(), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -396,8 +396,8 @@ def test_items_close_together_have_the_bits_of_items_apart(change, dtype, paddin
 def test_items_stand_as_close_as_their_shifts_let_them():
     """Twice the stride wide, a kernel needs one sample of nothing between two items."""
     (own,) = layout.forward_layouts(plan(16, 8, 1), 4, 4, 4)
-    assert layout.columns_between_items(own, 32, 0, 0, 33) == 33
-    assert layout.columns_between_items(own, 32, 0, 1, 31) == 32  # all that is cut off at either end is a neighbour's
+    assert blocks.columns_between_items(own, 32, 0, 0, 33) == 33
+    assert blocks.columns_between_items(own, 32, 0, 1, 31) == 32  # all that is cut off at either end is a neighbour's
     (wide,) = layout.forward_layouts(plan(28, 4, 1), 4, 4, 4)
-    assert layout.columns_between_items(wide, 16, 0, 3, 16) == 19
-    assert layout.columns_between_items(wide, 16, 0, 0, 22) == 22
+    assert blocks.columns_between_items(wide, 16, 0, 3, 16) == 19
+    assert blocks.columns_between_items(wide, 16, 0, 0, 22) == 22

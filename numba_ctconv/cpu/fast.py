@@ -11,9 +11,9 @@ import numpy as np
 
 from ..geometry import Geometry, Plan
 from . import (
+    blocks,
     depthwise,
     depthwise_rows,
-    layout,
     microkernels,
     moves,
     panels,
@@ -41,11 +41,12 @@ def forward(
             steps = (1, plan.shift(plan.kernel_size - 1), 0, 0, plan.stride, crop)
             _rows("forward", input, own.values, bias, plan, workers, steps, first, positions, output)
         return bool(own.finite)
-    packed = _kept(kept, ("forward", plan, groups), lambda: panels.of_forward(weight, plan, groups))
+    packed = _kept(
+        kept, ("forward", plan, groups), lambda: panels.of_forward(weight, plan, groups, now=kept is not None)
+    )
     if packed is None or not packed.finite:
         return False
-    _product(input, bias, packed, groups, workers, 0, crop, first, positions, output)
-    return True
+    return _product(input, bias, packed, groups, workers, 0, crop, first, positions, output)
 
 
 def grad_input(
@@ -60,11 +61,12 @@ def grad_input(
             steps = (plan.stride, 0, depthwise_rows.ahead(plan, grad_input.itemsize), crop, 1, 0)
             _rows("grad_input", grad_output, own.values, nothing, plan, workers, steps, 0, length, grad_input)
         return bool(own.finite)
-    packed = _kept(kept, ("grad_input", plan, groups), lambda: panels.of_grad_input(weight, plan, groups))
+    packed = _kept(
+        kept, ("grad_input", plan, groups), lambda: panels.of_grad_input(weight, plan, groups, now=kept is not None)
+    )
     if packed is None or not packed.finite:
         return False
-    _product(grad_output, nothing, packed, groups, workers, crop, 0, 0, length, grad_input)
-    return True
+    return _product(grad_output, nothing, packed, groups, workers, crop, 0, 0, length, grad_input)
 
 
 def grad_weight(grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any) -> bool:
@@ -128,22 +130,35 @@ def _product(
     q_first: int,
     positions: int,
     output: Any,
-) -> None:
-    """Run the tiled product of forward or grad_input, one family of phases after the other."""
+) -> bool:
+    """Run the tiled product of forward or grad_input, one family of phases after the other.
+
+    False where the panels are made here, of a weight that is not finite.
+    """
     for panel in packed.panels:
-        own = panel.layout
-        numbers, slab_size, scratch_size = layout.call_of(
+        own, values = panel.layout, panel.values
+        numbers, slab_size, scratch_size, panels_size = blocks.call_of(
             own, groups, source.shape, source.strides, output.shape[1] // groups, output.itemsize, workers, crop_in,
-            crop_out, q_first, positions,
+            crop_out, q_first, positions, values is not None,
         )  # fmt: skip
+        if panels_size > 0:
+            values = np.empty(panels_size, output.dtype)
+        elif values is None:
+            values, finite = panels.values_of(panel)
+            if not finite:
+                return False
         slabs = np.empty((workers, slab_size), output.dtype)
         scratch = np.empty((workers, scratch_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
+        infinite = np.zeros(workers, output.dtype)
         tiled.product(
-            source, bias, panel.values, own.term_rows, own.term_starts, own.planes, own.phases, panel.tiles,
-            panel.lay_out, panel.deinterleave, panel.tile_row, numbers, workers, slabs,
-            scratch, offsets, output,
+            source, bias, values, own.term_rows, own.term_starts, own.planes, own.phases, panel.tiles, panel.lay_out,
+            panel.deinterleave, panel.tile_row, numbers, workers, panel.weight, own.first_taps, panel.numbers, infinite,
+            slabs, scratch, offsets, output,
         )  # fmt: skip
+        if panels_size > 0 and np.isnan(infinite).any():
+            return False
+    return True
 
 
 def _weight_product(

@@ -1,12 +1,11 @@
-"""The layout of the tiled product: which terms, planes and tiles a layer has, and how its columns are cut.
+"""The layout of the tiled product: which terms, planes and tiles a layer has.
 
-Pure Python and NumPy over geometry.Plan, cached by layer: nothing here depends on a length or a batch but `call_of`.
-Called by the engine. weight_layout.py is its twin for grad_weight, whose product sums over time.
+Pure Python and NumPy over geometry.Plan, cached by layer: nothing here depends on a length or a batch. Called by the
+engine; blocks.py cuts the columns of a call. weight_layout.py is the twin for grad_weight, whose product sums over time.
 """
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,11 +20,7 @@ LEAST_ROWS = 0.75  # part of the usual rows of a tile, below which the slab woul
 MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each still fills 16 registers
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
 MOST_IN_PLACE = 40  # times that a sample is loaded, below which copying it first would show
-IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 MOST_STREAMS = 48  # rows that are read in place side by side at little loss: prefetchers follow 32 or so
-LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
-CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
-CACHE_WAYS = 8
 WIDEST_SLAB = 48  # vectors; wider ones leave too few blocks to share out evenly
 SHARED_PART = 4  # times as wide as what its shifts reach is a strip, at least
 
@@ -57,6 +52,19 @@ class Sizes(NamedTuple):
     item_columns: int  # from an item's first position to the next one's
     in_place: int  # whether blocks inside an item are read where they are
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
+    together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
+
+
+class PanelSizes(NamedTuple):
+    """What the packing of weights into panels is told."""
+
+    lanes: int
+    rows: int  # of a tile
+    tile_phases: int
+    taps: int  # of a phase
+    tap_step: int
+    pack: int  # address of the move for tiles whose rows are runs of taps, or 0
+    interleave: int  # and of that for tiles whose terms lie in a row for each channel, or 0
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -89,6 +97,11 @@ class Layout:
     def row_tiles(self, row_channels: int) -> int:
         """Tiles that cover the rows of a group."""
         return -(-row_channels // (self.rows // self.tile_phases)) * -(-len(self.phases) // self.tile_phases)
+
+    @property
+    def beyond(self) -> int:
+        """Elements after the last panel that a tile of few columns loads."""
+        return microkernels.panel_width(self.rows) - self.rows
 
     def many_streams(self, row_channels: int) -> bool:
         """Whether rows that are read in place are too many to be read side by side.
@@ -212,111 +225,3 @@ def few_columns(rows: int) -> int:
 def tile_vectors(rows: int) -> int:
     """Vectors of a full tile: its sums, the vectors of a slab's row and one weight fit the registers."""
     return max(1, min((target.vector_registers() - 1) // (rows + 1), MOST_VECTORS))
-
-
-class Call(NamedTuple):
-    """What a call of some shape takes beside a layout: kept for as many calls as are usual at a time."""
-
-    numbers: Any  # a Sizes, as an array
-    slab_size: int  # of a worker, in elements
-    scratch_size: int  # likewise
-
-
-@functools.lru_cache(maxsize=128)
-def call_of(
-    own: Layout,
-    groups: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    row_channels: int,
-    itemsize: int,
-    workers: int,
-    crop_in: int,
-    crop_out: int,
-    q_first: int,
-    positions: int,
-) -> Call:
-    """What a call on a source of such a shape takes."""
-    sizes = sizes_of(
-        own, groups, shape, strides, row_channels, itemsize, workers, crop_in, crop_out, q_first, positions
-    )
-    tile_size = own.rows * own.vectors * own.lanes
-    staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
-    sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // itemsize
-    scratch_size = sums_size + staged + 2 * sizes.start_size
-    strips = -(-sizes.width // sizes.strip)
-    slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
-    return Call(np.array(sizes), slab_size, scratch_size)
-
-
-def sizes_of(
-    layout: Layout,
-    groups: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    row_channels: int,
-    itemsize: int,
-    workers: int,
-    crop_in: int,
-    crop_out: int,
-    q_first: int,
-    positions: int,
-) -> Sizes:
-    """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers."""
-    full = layout.vectors * layout.lanes
-    in_place = reads_in_place(layout, row_channels, strides, itemsize)
-    batch, _, length = shape
-    item_columns = columns_between_items(layout, length, crop_in, q_first, positions)
-    columns = (batch - 1) * item_columns + positions
-    widest = layout.width
-    row_sums = 0
-    room = target.SUMS_BYTES // itemsize // layout.rows  # for the sums of a row of tiles
-    if layout.row_tiles(row_channels) > 1:  # each of which reads the block again
-        room = min(room, SLAB_BYTES // itemsize // layout.slab_rows)
-    if in_place and layout.many_streams(row_channels) and min(room, columns) >= LEAST_ROW * full:
-        widest = min(widest, room // full * full)
-        row_sums = widest * layout.rows
-    elif in_place:
-        widest = min(widest, full * max(1, IN_PLACE_BYTES // itemsize // layout.slab_rows // full))
-    blocks = max(1, -(-columns // widest))
-    width = min(widest, -(-columns // blocks // full) * full)
-    blocks = -(-columns // width)
-    tiles = -(-min(width, columns) // full)  # of a block; its vectors are shared out among them
-    even = -(-min(width, columns) // (layout.lanes * tiles)) * layout.lanes
-    strip = min(even if layout.strip == full else layout.strip, width)
-    pitch = layout.lead + strip + layout.tail
-    if columns <= layout.few_columns:  # rows so short that many share a cache line
-        pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
-    parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
-    return Sizes._make(
-        (*layout.fixed, groups, parts, strip, pitch, width, crop_in, crop_out, q_first, positions, item_columns,
-         int(in_place), row_sums)
-    )  # fmt: skip
-
-
-def columns_between_items(layout: Layout, length: int, crop_in: int, q_first: int, positions: int) -> int:
-    """From an item's first position to the next one's: far enough for neither to meet the other's samples.
-
-    What an item's shifts reach after its last sample and what the next one's reach before its first is zero, so the
-    columns that stand for the one stand for the other as well.
-    """
-    begin, end = q_first - layout.lead, q_first + positions + layout.tail  # the columns that an item's shifts reach
-    planes = layout.planes
-    first = max(begin, -((int(planes[-1]) - crop_in) // layout.step_in))  # of which some plane holds a sample
-    last = min(end, -((int(planes[0]) - crop_in - length) // layout.step_in))
-    zeros = max(0, min(first - begin, end - last))
-    return max(end - begin - zeros, positions)
-
-
-def reads_in_place(layout: Layout, row_channels: int, strides: tuple[int, ...], itemsize: int) -> bool:
-    """Whether the rows of a source with such strides serve as they are.
-
-    They have to be contiguous, met too seldom to be worth copying, and at no distance at which they take each other's
-    place in the second-level cache.
-    """
-    _, pitch, step = strides
-    if layout.step_in != 1 or not layout.every_plane or step != itemsize or pitch % step != 0 or pitch <= 0:
-        return False
-    if layout.row_tiles(row_channels) * layout.taps > MOST_IN_PLACE:
-        return False
-    return layout.slab_rows * math.gcd(pitch, CACHE_PERIOD) <= CACHE_WAYS * CACHE_PERIOD

@@ -1,14 +1,17 @@
 """Packing for the tiled product: a block of the source into a slab of rows, and weights into panels.
 
-pack_slab is a part of tiled.product; pack_panels is a kernel of its own, which panels.py calls once for a layer, or for
-a call. Nothing here allocates or checks.
+pack_slab is a part of tiled.product, and so is pack_tiles, where a call's own weight is packed as its tiles are met;
+pack_panels is a kernel of its own, which panels.py calls once for a layer. Nothing here allocates or checks.
 """
 
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_pack, copy_bytes
+from .intrinsics import address_of, call_move, call_pack, copy_bytes, integers
+from .layout import PanelSizes
 from .rows import count_below, first_not_below, nothing_of
+
+panel_sizes_in = integers(len(PanelSizes._fields))
 
 PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
 
@@ -89,64 +92,74 @@ def pack_run(source, planes, sizes, deinterleave, item, group, first, done, run,
                 slab[at + j] = 0
 
 
-@kernel("r4 n1 i i i i i i i i c1 c1")
-def pack_panels(
-    weight, first_taps, tap_step, family_taps, rows, tile_phases, together, pack, interleave, lanes, infinite, panels
-):  # fmt: skip
+@kernel("r4 n1 n1 i c1 c1")
+def pack_panels(weight, first_taps, numbers, together, infinite, panels):
     """Panels [group][tile][term][row] from weight[group, term channel, row channel, tap]; rows are padded with zero.
 
-    So many tiles are filled `together`, a few term channels at a time, so that weights which lie side by side are read
-    so. `pack` and `interleave` are the addresses of moves for tiles whose rows are runs of taps and for those whose
-    terms lie in a row for each channel, or 0. `infinite` gets what is 0 for each tile whose weights are all finite, and
-    NaN for the others.
+    So many tiles are filled `together`; `numbers` are a layout.PanelSizes. `infinite` gets what is 0 for tiles whose
+    weights are all finite, and NaN for others: an element for so many tiles.
     """
-    groups, term_channels, row_channels, taps = weight.shape
-    phases = first_taps.size
-    tile_channels = rows // tile_phases
-    phase_tiles = -(-phases // tile_phases)
-    tiles = -(-row_channels // tile_channels) * phase_tiles
-    size = term_channels * family_taps * rows
+    sizes = PanelSizes(*panel_sizes_in(numbers))
+    tiles = weight.shape[0] * tiles_of(weight, first_taps, sizes)
+    size = weight.shape[1] * sizes.taps * sizes.rows
+    for batch in prange(-(-tiles // together)):
+        begin, end = batch * together, min((batch + 1) * together, tiles)
+        infinite[batch] = pack_tiles(weight, first_taps, sizes, begin, end, panels[begin * size : end * size])
+
+
+@helper
+def tiles_of(weight, first_taps, sizes):
+    """Tiles of a group."""
+    return -(-weight.shape[2] // (sizes.rows // sizes.tile_phases)) * -(-first_taps.size // sizes.tile_phases)
+
+
+@helper
+def pack_tiles(weight, first_taps, sizes, begin, end, panels):
+    """Fill the panels of the tiles from `begin` to `end`; 0 where all of their weights are finite, else NaN.
+
+    A few term channels at a time, of all of these tiles, so that weights which lie side by side are read so.
+    """
+    lanes, rows, tile_phases, family_taps = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.taps
+    term_channels, row_channels, taps = weight.shape[1:]
+    tile_channels, phase_tiles = rows // tile_phases, -(-first_taps.size // tile_phases)
+    tiles = tiles_of(weight, first_taps, sizes)
     bytes_each = panels.itemsize
     even = weight.strides[0] % bytes_each == 0 and weight.strides[1] % bytes_each == 0
     contiguous = weight.strides[3] == bytes_each and even and weight.strides[2] % bytes_each == 0
-    in_rows = contiguous and weight.strides[1] == taps * bytes_each and family_taps == taps and interleave != 0
-    for batch in prange(-(-groups * tiles // together)):
-        begin, end = batch * together, min((batch + 1) * together, groups * tiles)
-        for inner in range(0, term_channels, PACK_CHANNELS):
-            inner_end = min(inner + PACK_CHANNELS, term_channels)
-            for tile in range(begin, end):
-                group = tile // tiles
-                channel = tile % tiles // phase_tiles * tile_channels
-                phase = tile % phase_tiles * tile_phases
-                own_channels, own_phases = min(tile_channels, row_channels - channel), min(tile_phases, phases - phase)
-                first_tap = first_taps[phase]
-                whole = contiguous and own_channels == tile_channels and own_phases == tile_phases
-                at = tile * size + inner * family_taps * rows
-                source_at = address_of(weight) + group * weight.strides[0] + inner * weight.strides[1]
-                source_at += channel * weight.strides[2] + first_tap * bytes_each
-                if whole and in_rows:
-                    count = (inner_end - inner) * taps // lanes * lanes
-                    call_move(
-                        interleave, source_at, weight.strides[2] // bytes_each, count,
-                        address_of(panels) + at * bytes_each, rows,
-                    )  # fmt: skip
-                    for term in range(count, (inner_end - inner) * taps):
-                        for c in range(rows):
-                            i = inner + term // taps
-                            panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
-                elif whole and pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
-                    call_pack(
-                        pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
-                        weight.strides[2] // bytes_each, tap_step, family_taps, address_of(panels) + at * bytes_each,
-                    )  # fmt: skip
-                else:
-                    for term in range((inner_end - inner) * family_taps):
-                        i, m = inner + term // family_taps, term % family_taps
-                        for row in range(rows):
-                            c, p = row // tile_phases, row % tile_phases
-                            value = panels.dtype.type(0)
-                            if c < own_channels and p < own_phases:
-                                value = weight[group, i, channel + c, first_taps[phase + p] + m * tap_step]
-                            panels[at + term * rows + row] = value
+    in_rows = contiguous and weight.strides[1] == taps * bytes_each and family_taps == taps and sizes.interleave != 0
+    for inner in range(0, term_channels, PACK_CHANNELS):
+        inner_end = min(inner + PACK_CHANNELS, term_channels)
         for tile in range(begin, end):
-            infinite[tile] = nothing_of(panels[tile * size : (tile + 1) * size])
+            group, channel = tile // tiles, tile % tiles // phase_tiles * tile_channels
+            phase = tile % phase_tiles * tile_phases
+            own_channels, own_phases = min(tile_channels, row_channels - channel), first_taps.size - phase
+            first_tap = first_taps[phase]
+            whole = contiguous and own_channels == tile_channels and own_phases >= tile_phases
+            at = ((tile - begin) * term_channels + inner) * family_taps * rows
+            source_at = address_of(weight) + group * weight.strides[0] + inner * weight.strides[1]
+            source_at += channel * weight.strides[2] + first_tap * bytes_each
+            if whole and in_rows:
+                count = (inner_end - inner) * taps // lanes * lanes
+                call_move(
+                    sizes.interleave, source_at, weight.strides[2] // bytes_each, count,
+                    address_of(panels) + at * bytes_each, rows,
+                )  # fmt: skip
+                for term in range(count, (inner_end - inner) * taps):
+                    for c in range(rows):
+                        i = inner + term // taps
+                        panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
+            elif whole and sizes.pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
+                call_pack(
+                    sizes.pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
+                    weight.strides[2] // bytes_each, sizes.tap_step, family_taps, address_of(panels) + at * bytes_each,
+                )  # fmt: skip
+            else:
+                for term in range((inner_end - inner) * family_taps):
+                    i, m = inner + term // family_taps, term % family_taps
+                    for row in range(rows):
+                        c, p = row // tile_phases, row % tile_phases
+                        value = panels.dtype.type(0)
+                        if c < own_channels and p < own_phases:
+                            value = weight[group, i, channel + c, first_taps[phase + p] + m * sizes.tap_step]
+                        panels[at + term * rows + row] = value
+    return nothing_of(panels[: (end - begin) * term_channels * family_taps * rows])

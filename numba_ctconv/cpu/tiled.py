@@ -21,40 +21,35 @@ from numba import prange
 
 from .compilation import helper, kernel
 from .intrinsics import address_of, call_move, call_tile, integers
-from .layout import Sizes
-from .packing import pack_slab
+from .layout import PanelSizes, Sizes
+from .packing import pack_slab, pack_tiles, panel_sizes_in, tiles_of
 from .rows import count_below, first_not_below, to_line
 
 sizes_in = integers(len(Sizes._fields))
 
 
-@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i i n1 i c2 c2 o2 w3")
+@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i i n1 i r4 n1 n1 c1 c2 c2 o2 w3")
 def product(
     source, bias, panels, term_rows, term_starts, planes, phases, tiles, lay_out, deinterleave, tile_row, numbers,
-    workers, slabs, scratch, offsets, output,
+    workers, weight, first_taps, panel_numbers, infinite, slabs, scratch, offsets, output,
 ):  # fmt: skip
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
     `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors and of that of few columns; `lay_out` and
-    `deinterleave` those of moves, and `tile_row` that of rows of tiles, or 0; `numbers` are a layout.Sizes. Scratch:
-    slabs (workers, strips · rows · pitch), scratch (workers, sums of a tile or of a row of tiles, staging, and what
-    two tiles start from), offsets (2, terms) into a slab and into rows that are read where they are.
+    `deinterleave` those of moves, and `tile_row` that of rows of tiles, or 0; `numbers` are a layout.Sizes and
+    `panel_numbers` a layout.PanelSizes. Where some tiles are packed `together`, `panels` has room for those of each
+    worker, and `infinite` gets a NaN for a worker that met a weight which is not finite. Scratch: slabs (workers,
+    strips · rows · pitch), scratch (workers, sums of a tile or of a row of tiles, staging, and what two tiles start
+    from), offsets (2, terms) into a slab and into rows that are read where they are.
     """
-    sizes = Sizes(*sizes_in(numbers))
-    lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
-    group_rows = output.shape[1] // groups
+    sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
+    groups, parts, size = sizes.groups, sizes.parts, panels.itemsize
+    row_tiles = tiles_of(weight, first_taps, panel_sizes)
     column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
     blocks = -(-column_end // sizes.width)
-    tile_channels = rows // tile_phases
-    phase_tiles = -(-phases.size // tile_phases)
-    row_tiles = -(-group_rows // tile_channels) * phase_tiles
-    size = panels.itemsize
     tasks = groups * blocks * parts
-    most = tiles.size - 1  # vectors of a tile
-    start_size, few_size = sizes.start_size, sizes.few_size
-    sums_size = max(rows * most * lanes, sizes.row_sums)
     terms = term_rows.size
-    panel_size = terms * rows * size
+    panel_size = terms * sizes.rows
     strip_size = source.shape[1] // groups * planes.size * sizes.pitch * size
     for r in range(terms):
         offsets[0, r] = term_rows[r] * sizes.pitch + term_starts[r]
@@ -63,79 +58,100 @@ def product(
         packed = -1
         slab = slabs[worker]
         own = scratch[worker, to_line(scratch[worker]) :]  # else every vector of sums would lie in two lines
-        sums_at = address_of(own)
-        staging = own[sums_size : own.size - 2 * start_size]
-        start = own[own.size - 2 * start_size :]
+        check = infinite.dtype.type(0)
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, column = task // parts // blocks, task // parts % blocks * sizes.width
             columns = min(sizes.width, column_end - column)
-            block_at, block_offsets = address_of(slab), address_of(offsets)
-            strip_width = sizes.strip
+            block_at, block_offsets, strip_width = address_of(slab), address_of(offsets), sizes.strip
             source_at = direct_source(source, sizes, group, column, columns)
             if source_at != 0:
                 block_at, block_offsets, strip_width = source_at, address_of(offsets[1]), columns
             elif task // parts != packed:
                 pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
                 packed = task // parts
-            part = task % parts
-            row_begin, row_end = part * row_tiles // parts, (part + 1) * row_tiles // parts
-            for row_tile in range(row_begin, row_end):
-                channel, phase, channels = place_of(row_tile, sizes, phases, group, group_rows)
-                second = (row_tile - row_begin) % 2  # of the two tiles that few columns are computed of at once
-                for m in range(rows):
-                    c = m // tile_phases
-                    start[second * start_size + m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
-                panel_at = address_of(panels) + (group * row_tiles + row_tile) * panel_size
-                begin = 0
-                if sizes.row_sums != 0 and strip_width >= columns:
-                    whole = columns // (most * lanes)
-                    begin = whole * most * lanes
-                    target = direct_target(sizes, phases, column, begin, channel, channels, output)
-                    if target == 0:
-                        begin = 0
-                    for r in range(0, terms if begin > 0 else 0, sizes.block):
-                        call_tile(
-                            tile_row, panel_at + r * rows * size, block_at, block_offsets + r * 8,
-                            min(sizes.block, terms - r), whole,
-                            address_of(start) + second * start_size * size if r == 0 else 0, sums_at,
-                            target if r + sizes.block >= terms else 0, output.strides[1] // size,
-                        )  # fmt: skip
-                for strip in range(0, columns, strip_width):
-                    strip_at = block_at + strip // strip_width * strip_size
-                    done, end = max(strip, begin), min(strip + strip_width, columns)
-                    while done < end:
-                        if end - done <= sizes.few_columns:
-                            if second == 1 or row_tile + 1 == row_end:  # a last one by itself is computed twice
-                                call_tile(
-                                    tiles[most], panel_at - second * panel_size, strip_at + (done - strip) * size,
-                                    block_offsets, terms, sizes.block, address_of(start), panel_at,
-                                    address_of(staging), end - done,
-                                )  # fmt: skip
-                                for t in range(second + 1):
-                                    channel, phase, channels = place_of(
-                                        row_tile - second + t, sizes, phases, group, group_rows
-                                    )
-                                    store_columns(
-                                        staging[t * few_size :], sizes, phases, lay_out, column + done, end - done,
-                                        tile_phases, start_size, channel, channels, phase, output,
-                                    )  # fmt: skip
-                            break
-                        vectors = vectors_of(end - done, lanes, most, sizes.few_columns)
-                        span = vectors * lanes
-                        target = direct_target(sizes, phases, column + done, span, channel, channels, output)
-                        call_tile(
-                            tiles[vectors - 1], panel_at, strip_at + (done - strip) * size, block_offsets, terms,
-                            sizes.block, address_of(start) + second * start_size * size, sums_at,
-                            target if target != 0 else address_of(staging),
-                            output.strides[1] // size if target != 0 else span * sizes.slots,
-                        )  # fmt: skip
-                        if target == 0:
-                            kept = min(span, end - done)
-                            store_columns(
-                                staging, sizes, phases, lay_out, column + done, kept, span * sizes.slots, sizes.slots,
-                                channel, channels, phase, output,
-                            )  # fmt: skip
-                        done += span
+            row_begin, row_end = task % parts * row_tiles // parts, (task % parts + 1) * row_tiles // parts
+            together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
+            for begin in range(row_begin, row_end, together):
+                end, first = min(begin + together, row_end), group * row_tiles + begin
+                panels_at = address_of(panels) + first * panel_size * size
+                if sizes.together > 0:
+                    made = panels[worker * together * panel_size : (worker + 1) * together * panel_size]
+                    check += pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, made)
+                    panels_at = address_of(made)
+                for row_tile in range(begin, end):
+                    sum_row(
+                        row_tile, (row_tile - begin) % 2, row_tile + 1 == end, bias, sizes, phases, tiles, lay_out,
+                        tile_row, terms, panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets,
+                        strip_width, strip_size, group, column, columns, own, output,
+                    )  # fmt: skip
+        infinite[worker] = check
+
+
+@helper
+def sum_row(
+    row_tile, second, last, bias, sizes, phases, tiles, lay_out, tile_row, terms, panel_at, block_at, block_offsets,
+    strip_width, strip_size, group, column, columns, scratch, output,
+):  # fmt: skip
+    """Compute the rows of a tile in all columns of a block.
+
+    Few columns are computed of two such tiles at once: with the `second`, or with the `last` alone.
+    """
+    lanes, rows, tile_phases = sizes.lanes, sizes.rows, sizes.tile_phases
+    start_size, few_size, size = sizes.start_size, sizes.few_size, output.itemsize
+    group_rows = output.shape[1] // sizes.groups
+    panel_size = terms * rows * size
+    most = tiles.size - 1  # vectors of a tile
+    full = most * lanes
+    sums_at = address_of(scratch)
+    staging = scratch[max(rows * full, sizes.row_sums) : scratch.size - 2 * start_size]
+    start = scratch[scratch.size - 2 * start_size :]
+    start_at = address_of(start) + second * start_size * size
+    channel, phase, channels = place_of(row_tile, sizes, phases, group, group_rows)
+    for m in range(rows):
+        c = m // tile_phases
+        start[second * start_size + m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
+    begin = 0
+    if sizes.row_sums != 0 and strip_width >= columns:
+        whole = columns // full
+        target = direct_target(sizes, phases, column, whole * full, channel, channels, output)
+        if target != 0:
+            begin = whole * full
+            for r in range(0, terms if whole > 0 else 0, sizes.block):
+                call_tile(
+                    tile_row, panel_at + r * rows * size, block_at, block_offsets + r * 8, min(sizes.block, terms - r),
+                    whole, start_at if r == 0 else 0, sums_at, target if r + sizes.block >= terms else 0,
+                    output.strides[1] // size,
+                )  # fmt: skip
+    for strip in range(0, columns, strip_width):
+        strip_at = block_at + strip // strip_width * strip_size
+        done, end = max(strip, begin), min(strip + strip_width, columns)
+        while end - done > sizes.few_columns:
+            vectors = vectors_of(end - done, lanes, most, sizes.few_columns)
+            span = vectors * lanes
+            target = direct_target(sizes, phases, column + done, span, channel, channels, output)
+            call_tile(
+                tiles[vectors - 1], panel_at, strip_at + (done - strip) * size, block_offsets, terms, sizes.block,
+                start_at, sums_at, target if target != 0 else address_of(staging),
+                output.strides[1] // size if target != 0 else span * sizes.slots,
+            )  # fmt: skip
+            if target == 0:
+                kept = min(span, end - done)
+                store_columns(
+                    staging, sizes, phases, lay_out, column + done, kept, span * sizes.slots, sizes.slots, channel,
+                    channels, phase, output,
+                )  # fmt: skip
+            done += span
+        if done < end and (second == 1 or last):  # a last one by itself is computed twice
+            call_tile(
+                tiles[most], panel_at - second * panel_size, strip_at + (done - strip) * size, block_offsets, terms,
+                sizes.block, address_of(start), panel_at, address_of(staging), end - done,
+            )  # fmt: skip
+            for t in range(second + 1):
+                channel, phase, channels = place_of(row_tile - second + t, sizes, phases, group, group_rows)
+                store_columns(
+                    staging[t * few_size :], sizes, phases, lay_out, column + done, end - done, tile_phases, start_size,
+                    channel, channels, phase, output,
+                )  # fmt: skip
 
 
 @helper

@@ -1,0 +1,141 @@
+"""How the tiled product cuts a call's columns: into blocks that workers share out, of strips that tiles meet.
+
+Pure Python over a layout and the shapes of a call, kept for the latest calls. Called by the engine. Nothing that is
+decided here changes what an element sums, or in which order.
+"""
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from . import microkernels, target
+from .layout import MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
+
+MOST_TOGETHER = 16  # tiles that are packed at once, which may lie side by side in the weight
+PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
+MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
+IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
+LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
+CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
+CACHE_WAYS = 8
+
+
+class Call(NamedTuple):
+    """What a call of some shape takes beside a layout: kept for as many calls as are usual at a time."""
+
+    numbers: Any  # a Sizes, as an array
+    slab_size: int  # of a worker, in elements
+    scratch_size: int  # likewise
+    panels_size: int  # of all workers, where panels are made as they are used; else 0
+
+
+@functools.lru_cache(maxsize=128)
+def call_of(
+    own: Layout,
+    groups: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    row_channels: int,
+    itemsize: int,
+    workers: int,
+    crop_in: int,
+    crop_out: int,
+    q_first: int,
+    positions: int,
+    packed: bool,
+) -> Call:
+    """What a call on a source of such a shape takes."""
+    sizes = sizes_of(
+        own, groups, shape, strides, row_channels, itemsize, workers, crop_in, crop_out, q_first, positions, packed
+    )
+    tile_size = own.rows * own.vectors * own.lanes
+    staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
+    sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // itemsize
+    scratch_size = sums_size + staged + 2 * sizes.start_size
+    strips = -(-sizes.width // sizes.strip)
+    slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
+    panels_size = workers * sizes.together * len(own.term_rows) * own.rows + own.beyond
+    return Call(np.array(sizes), slab_size, scratch_size, panels_size if sizes.together else 0)
+
+
+def sizes_of(
+    layout: Layout,
+    groups: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    row_channels: int,
+    itemsize: int,
+    workers: int,
+    crop_in: int,
+    crop_out: int,
+    q_first: int,
+    positions: int,
+    packed: bool,
+) -> Sizes:
+    """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers."""
+    full = layout.vectors * layout.lanes
+    in_place = reads_in_place(layout, row_channels, strides, itemsize)
+    batch, _, length = shape
+    item_columns = columns_between_items(layout, length, crop_in, q_first, positions)
+    columns = (batch - 1) * item_columns + positions
+    widest = layout.width
+    row_sums = 0
+    room = target.SUMS_BYTES // itemsize // layout.rows  # for the sums of a row of tiles
+    if layout.row_tiles(row_channels) > 1:  # each of which reads the block again
+        room = min(room, SLAB_BYTES // itemsize // layout.slab_rows)
+    if in_place and layout.many_streams(row_channels) and min(room, columns) >= LEAST_ROW * full:
+        widest = min(widest, room // full * full)
+        row_sums = widest * layout.rows
+    elif in_place:
+        widest = min(widest, full * max(1, IN_PLACE_BYTES // itemsize // layout.slab_rows // full))
+    blocks = max(1, -(-columns // widest))
+    width = min(widest, -(-columns // blocks // full) * full)
+    blocks = -(-columns // width)
+    tiles = -(-min(width, columns) // full)  # of a block; its vectors are shared out among them
+    even = -(-min(width, columns) // (layout.lanes * tiles)) * layout.lanes
+    strip = min(even if layout.strip == full else layout.strip, width)
+    pitch = layout.lead + strip + layout.tail
+    if columns <= layout.few_columns:  # rows so short that many share a cache line
+        pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
+    parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
+    together = 0 if packed or blocks > MOST_BLOCKS_REMADE else tiles_together(layout, itemsize)
+    return Sizes._make(
+        (*layout.fixed, groups, parts, strip, pitch, width, crop_in, crop_out, q_first, positions, item_columns,
+         int(in_place), row_sums, together)
+    )  # fmt: skip
+
+
+def tiles_together(layout: Layout, itemsize: int) -> int:
+    """Tiles whose panels are made and used while they are in a cache; 0 where not even two fit."""
+    panel_bytes = max(1, len(layout.term_rows) * layout.rows * itemsize)
+    return min(PANELS_BYTES // panel_bytes // 2 * 2, MOST_TOGETHER)
+
+
+def columns_between_items(layout: Layout, length: int, crop_in: int, q_first: int, positions: int) -> int:
+    """From an item's first position to the next one's: far enough for neither to meet the other's samples.
+
+    What an item's shifts reach after its last sample and what the next one's reach before its first is zero, so the
+    columns that stand for the one stand for the other as well.
+    """
+    begin, end = q_first - layout.lead, q_first + positions + layout.tail  # the columns that an item's shifts reach
+    planes = layout.planes
+    first = max(begin, -((int(planes[-1]) - crop_in) // layout.step_in))  # of which some plane holds a sample
+    last = min(end, -((int(planes[0]) - crop_in - length) // layout.step_in))
+    zeros = max(0, min(first - begin, end - last))
+    return max(end - begin - zeros, positions)
+
+
+def reads_in_place(layout: Layout, row_channels: int, strides: tuple[int, ...], itemsize: int) -> bool:
+    """Whether the rows of a source with such strides serve as they are.
+
+    They have to be contiguous, met too seldom to be worth copying, and at no distance at which they take each other's
+    place in the second-level cache.
+    """
+    _, pitch, step = strides
+    if layout.step_in != 1 or not layout.every_plane or step != itemsize or pitch % step != 0 or pitch <= 0:
+        return False
+    if layout.row_tiles(row_channels) * layout.taps > MOST_IN_PLACE:
+        return False
+    return layout.slab_rows * math.gcd(pitch, CACHE_PERIOD) <= CACHE_WAYS * CACHE_PERIOD
