@@ -1,4 +1,4 @@
-"""Working memory on the CPU: how far the peak of a new process rises above its arrays and one packed copy of weights."""
+"""Working memory on the CPU: how far the peak of a new process rises above its arrays and a packed copy of weights."""
 
 import os
 import pathlib
@@ -9,19 +9,21 @@ import sys
 import pytest
 
 LARGEST = 8  # MB of working memory a thread
+CONTIGUOUS = "np.ones({}, np.float32)"
+TIME_FIRST = f"{CONTIGUOUS}.reshape({{}}[0], {{}}[2], {{}}[1]).transpose(0, 2, 1)"
 LAYERS = {  # input, weight, parameters, and how an array of a shape lies in memory
-    "long": ((1, 64, 2_100_000), (64, 32, 4), {"stride": 2, "padding": 1}, "np.ones({}, np.float32)"),
+    "long": ((1, 64, 2_100_000), (64, 32, 4), {"stride": 2, "padding": 1}, CONTIGUOUS),
     "long, time first": (
         (1, 64, 2_100_000),
         (64, 32, 4),
         {"stride": 2, "padding": 1},
-        "np.ones({}, np.float32).reshape({}[0], {}[2], {}[1]).transpose(0, 2, 1)",
+        TIME_FIRST,
     ),
-    "depthwise": ((1, 64, 1_400_000), (64, 1, 12), {"stride": 2, "groups": 64}, "np.ones({}, np.float32)"),
-    "wide kernel": ((1, 2049, 60), (2049, 1, 4096), {"stride": 1024}, "np.ones({}, np.float32)"),
-    "wide kernel, stride 1": ((1, 2049, 60), (2049, 1, 4096), {}, "np.ones({}, np.float32)"),
-    "wide kernel, dilated": ((1, 2049, 40), (2049, 2, 4096), {"stride": 1000, "dilation": 3}, "np.ones({}, np.float32)"),
-    "wide kernel, batch": ((16, 2049, 8), (2049, 1, 4096), {"stride": 1024}, "np.ones({}, np.float32)"),
+    "depthwise": ((1, 64, 1_400_000), (64, 1, 12), {"stride": 2, "groups": 64}, CONTIGUOUS),
+    "wide kernel": ((1, 2049, 60), (2049, 1, 4096), {"stride": 1024}, CONTIGUOUS),
+    "wide kernel, stride 1": ((1, 2049, 60), (2049, 1, 4096), {}, CONTIGUOUS),
+    "wide kernel, dilated": ((1, 2049, 40), (2049, 2, 4096), {"stride": 1000, "dilation": 3}, CONTIGUOUS),
+    "wide kernel, batch": ((16, 2049, 8), (2049, 1, 4096), {"stride": 1024}, CONTIGUOUS),
 }
 SCRIPT = """
 import ctypes, pathlib
