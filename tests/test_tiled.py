@@ -54,19 +54,17 @@ def test_a_layout_covers_every_tap_once(kernel_size, stride, dilation, channels,
     layer = plan(kernel_size, stride, dilation)
     layouts = layout.forward_layouts(layer, channels, row_channels, itemsize)
     seen = []
-    for both in layouts:
-        own = both.spaced
+    for own in layouts:
         assert own.rows % own.tile_phases == 0
         assert own.vectors * (own.rows + 1) < target.vector_registers() or own.vectors == 1
         assert own.row_tiles(row_channels) * own.rows >= row_channels * len(own.phases)
         for phase, first in zip(own.phases, own.first_taps, strict=True):
             taps = [int(first) + m * own.tap_step for m in range(own.taps)]
             seen += taps
-            for laid in [own] if both.dense is None else both[:2]:
-                for m, k in enumerate(taps):
-                    assert k * dilation % stride == phase
-                    plane = laid.planes[laid.term_rows[m] % len(laid.planes)]
-                    assert plane + laid.term_starts[m] - laid.lead == -(k * dilation // stride)
+            for m, k in enumerate(taps):
+                assert k * dilation % stride == phase
+                plane = own.planes[own.term_rows[m] % len(own.planes)]
+                assert plane + own.term_starts[m] - own.lead == -(k * dilation // stride)
     assert sorted(seen) == list(range(kernel_size))
 
 
@@ -333,24 +331,29 @@ def test_depthwise_infinities_reach_what_the_definition_lets_them_reach(operand)
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_items_close_together_have_the_bits_of_items_apart(change, dtype):
-    """A batch of short items is laid out term by term, without gaps; long ones and single ones are not."""
+@pytest.mark.parametrize("padding", [(11, 10), (0, 0), (-9, 40), (37, -5), (60, 0)])
+def test_items_close_together_have_the_bits_of_items_apart(change, dtype, padding):
+    """Neighbours in a batch share the zeros that the one's shifts reach after its end and the other's before it."""
     rng = np.random.default_rng(4)
     x, w = rng.standard_normal((9, 6, 11)).astype(dtype), rng.standard_normal((6, 4, 25)).astype(dtype)
-    parameters = {"stride": 4, "padding": 11, "groups": 2}
-    taken = []
-
-    def of(self, batch, positions, choose=layout.Layouts.of):
-        taken.append(choose(self, batch, positions))
-        return taken[-1]
+    parameters = {"stride": 4, "padding": padding, "groups": 2}
 
     def results():
-        y = nc.conv_transpose1d(x, w, output_padding=1, **parameters)
-        return y, nc.conv_transpose1d_backward(np.cos(y), x, w, needs=("input",), **parameters).input
+        y = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
+        backward = nc.conv_transpose1d_backward(np.cos(y), x, w, needs=("input",), algorithm="tiled", **parameters)
+        return y, backward.input
 
-    change(layout.Layouts, "of", of)
     close = results()
-    assert all(own.lead == own.tail == 0 for own in taken)
-    change(layout, "DENSE_GAP", 0)
+    change(layout, "columns_between_items", lambda own, *call: own.lead + call[-1] + own.tail)
     for one, other in zip(close, results(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_items_stand_as_close_as_their_shifts_let_them():
+    """Twice the stride wide, a kernel needs one sample of nothing between two items."""
+    (own,) = layout.forward_layouts(plan(16, 8, 1), 4, 4, 4)
+    assert layout.columns_between_items(own, 32, 0, 0, 33) == 33
+    assert layout.columns_between_items(own, 32, 0, 1, 31) == 32  # all that is cut off at either end is a neighbour's
+    (wide,) = layout.forward_layouts(plan(28, 4, 1), 4, 4, 4)
+    assert layout.columns_between_items(wide, 16, 0, 3, 16) == 19
+    assert layout.columns_between_items(wide, 16, 0, 0, 22) == 22

@@ -131,16 +131,17 @@ def _product(
 ) -> None:
     """Run the tiled product of forward or grad_input, one family of phases after the other."""
     for panel in packed.panels:
-        own, numbers, slab_size, scratch_size = layout.call_of(
-            panel.layouts, groups, source.shape[0], source.strides, output.shape[1] // groups, output.itemsize, workers,
-            crop_in, crop_out, q_first, positions,
+        own = panel.layout
+        numbers, slab_size, scratch_size = layout.call_of(
+            own, groups, source.shape, source.strides, output.shape[1] // groups, output.itemsize, workers, crop_in,
+            crop_out, q_first, positions,
         )  # fmt: skip
         slabs = np.empty((workers, slab_size), output.dtype)
         scratch = np.empty((workers, scratch_size), output.dtype)
         offsets = np.empty((2, own.term_rows.size), np.int64)
         tiled.product(
             source, bias, panel.values, own.term_rows, own.term_starts, own.planes, own.phases, panel.tiles,
-            panel.lay_out, panel.deinterleave if own.every_plane else 0, panel.tile_row, numbers, workers, slabs,
+            panel.lay_out, panel.deinterleave, panel.tile_row, numbers, workers, slabs,
             scratch, offsets, output,
         )  # fmt: skip
 

@@ -17,8 +17,8 @@ from . import microkernels, target
 BLOCK = 32  # terms of a partial sum: torch's accuracy at 3 % of the time, where 64 has one and a half times its error
 SLAB_BYTES = 1024 * 1024  # what a block of columns takes of the second-level cache; weights stream past each block
 MOST_VECTORS = 6  # of a tile
+LEAST_ROWS = 0.75  # part of the usual rows of a tile, below which the slab would be read too often
 MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each still fills 16 registers
-DENSE_GAP = 8  # part of an item's positions that the gap between items may take
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
 MOST_IN_PLACE = 40  # times that a sample is loaded, below which copying it first would show
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
@@ -54,6 +54,7 @@ class Sizes(NamedTuple):
     crop_out: int
     q_first: int
     positions: int  # of an item
+    item_columns: int  # from an item's first position to the next one's
     in_place: int  # whether blocks inside an item are read where they are
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
 
@@ -98,31 +99,18 @@ class Layout:
         return in_place and self.slab_rows > MOST_STREAMS
 
 
-class Layouts(NamedTuple):
-    """The ways in which a family's product can be laid out; a call takes the better for its batch and length."""
-
-    spaced: Layout  # a row holds a plane of a channel; what its shifts reach lies between items
-    dense: Layout | None  # a row holds a term of its own, so that items follow each other; None where no slab fits
-
-    def of(self, batch: int, positions: int) -> Layout:
-        """The layout for so many items of so many positions."""
-        spaced = self.spaced
-        gap = spaced.lead + spaced.tail
-        return self.dense if self.dense and batch > 1 and gap * DENSE_GAP > positions else spaced
-
-
 @functools.lru_cache(maxsize=64)
-def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layouts, ...] | None:
+def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layout, ...] | None:
     """The families of phases of a forward pass over so many input channels of a group; None where no slab fits."""
     step = plan.dilation // plan.phase_step
     layouts = []
     for first_shift, count, phases, first_taps in families(plan):
         shifts = np.array([first_shift + m * step for m in range(count)], np.int64)
-        own = _layouts(
+        own = _layout(
             planes=np.zeros(1, np.int64),
             plane_of_tap=np.zeros(count, np.int64),
             shifts=shifts,
-            lead=plan.shift(plan.kernel_size - 1),
+            lead=int(shifts.max(initial=0)),
             tail=0,
             channels=channels,
             row_channels=row_channels,
@@ -141,12 +129,12 @@ def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int)
 
 
 @functools.lru_cache(maxsize=64)
-def grad_input_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layouts, ...] | None:
+def grad_input_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layout, ...] | None:
     """The one family of the input gradient over so many output channels of a group; None where no slab fits."""
     taps = np.arange(plan.kernel_size)
     planes, plane_of_tap = np.unique(taps * plan.dilation % plan.stride, return_inverse=True)
     shifts = taps * plan.dilation // plan.stride
-    own = _layouts(
+    own = _layout(
         planes=planes,
         plane_of_tap=plane_of_tap,
         shifts=-shifts,
@@ -165,25 +153,9 @@ def grad_input_layouts(plan: Plan, channels: int, row_channels: int, itemsize: i
     return None if own is None else (own,)
 
 
-def _layouts(*, planes: Any, plane_of_tap: Any, shifts: Any, lead: int, tail: int, channels: int,
-             row_channels: int, itemsize: int, **rest: Any) -> Layouts | None:  # fmt: skip
-    """Both layouts of a family; None where the spaced one finds no slab."""
-    sizes = (channels, row_channels, itemsize)
-    rows = (np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel()
-    spaced = _layout(*sizes, planes=planes, rows=rows, shifts=np.tile(shifts, channels), lead=lead, tail=tail, **rest)
-    if spaced is None:
-        return None
-    dense = None
-    if lead + tail > 0 and len(shifts):
-        # what a tap takes of a position, whatever its shift
-        offsets = planes[plane_of_tap] - shifts * rest["step_in"]
-        each = np.arange(channels * len(shifts))
-        dense = _layout(*sizes, planes=offsets, rows=each, shifts=0 * each, lead=0, tail=0, **rest)
-    return Layouts(spaced, dense)
-
-
-def _layout(channels: int, row_channels: int, itemsize: int, *, planes: Any, rows: Any, shifts: Any, lead: int,
+def _layout(*, channels: int, row_channels: int, itemsize: int, planes: Any, plane_of_tap: Any, shifts: Any, lead: int,
             tail: int, phases: Any, step_in: int, step_out: int, **rest: Any) -> Layout | None:  # fmt: skip
+    """The layout of a family; None where no slab fits."""
     lanes = target.vector_bytes() // itemsize
     tile_rows, tile_phases = tile_shape(row_channels, len(phases))
     vectors = tile_vectors(tile_rows)
@@ -204,7 +176,9 @@ def _layout(channels: int, row_channels: int, itemsize: int, *, planes: Any, row
         fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size,
                start_size * microkernels.COLUMNS[-1]),
         lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, strip=strip,
-        lead=lead, tail=tail, few_columns=few, term_rows=rows, term_starts=lead - shifts, phases=phases, planes=planes,
+        lead=lead, tail=tail, few_columns=few,
+        term_rows=(np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel(),
+        term_starts=np.tile(lead - shifts, channels), phases=phases, planes=planes,
         slab_rows=slab_rows, step_in=step_in, step_out=step_out,
         every_plane=np.array_equal(planes, np.arange(step_in)), **rest,
     )  # fmt: skip
@@ -219,13 +193,15 @@ def tile_shape(row_channels: int, phases: int) -> tuple[int, int]:
         own = parts[0] if parts else phases if phases <= MOST_PHASES else usual
         return own, own
     channels = max(1, usual // phases)
+    if phases * channels < usual * LEAST_ROWS and phases * (channels + 1) <= most:
+        channels += 1
     tiles = -(-row_channels // channels)
     return phases * -(-row_channels // tiles), phases
 
 
 def strip_columns(full: int, reach: int) -> int:
-    """Columns of a strip: two full tiles, or so many that those which neighbouring strips share hardly count."""
-    return 2 * full * max(1, -(-reach * SHARED_PART // (2 * full)))
+    """Columns of a strip: a full tile's, or so many that those which neighbouring strips share hardly count."""
+    return full * max(1, -(-reach * SHARED_PART // full))
 
 
 def few_columns(rows: int) -> int:
@@ -239,21 +215,30 @@ def tile_vectors(rows: int) -> int:
 
 
 class Call(NamedTuple):
-    """A layout and what a call of some shape takes beside it: kept for as many calls as are usual at a time."""
+    """What a call of some shape takes beside a layout: kept for as many calls as are usual at a time."""
 
-    layout: Layout
     numbers: Any  # a Sizes, as an array
     slab_size: int  # of a worker, in elements
     scratch_size: int  # likewise
 
 
 @functools.lru_cache(maxsize=128)
-def call_of(layouts: Layouts, groups: int, batch: int, strides: tuple[int, ...], row_channels: int, itemsize: int,
-            workers: int, crop_in: int, crop_out: int, q_first: int, positions: int) -> Call:  # fmt: skip
-    """The layout for a call, and its sizes."""
-    own = layouts.of(batch, positions)
+def call_of(
+    own: Layout,
+    groups: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    row_channels: int,
+    itemsize: int,
+    workers: int,
+    crop_in: int,
+    crop_out: int,
+    q_first: int,
+    positions: int,
+) -> Call:
+    """What a call on a source of such a shape takes."""
     sizes = sizes_of(
-        own, groups, batch, strides, row_channels, itemsize, workers, crop_in, crop_out, q_first, positions
+        own, groups, shape, strides, row_channels, itemsize, workers, crop_in, crop_out, q_first, positions
     )
     tile_size = own.rows * own.vectors * own.lanes
     staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
@@ -261,15 +246,28 @@ def call_of(layouts: Layouts, groups: int, batch: int, strides: tuple[int, ...],
     scratch_size = sums_size + staged + 2 * sizes.start_size
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
-    return Call(own, np.array(sizes), slab_size, scratch_size)
+    return Call(np.array(sizes), slab_size, scratch_size)
 
 
-def sizes_of(layout: Layout, groups: int, batch: int, strides: tuple[int, ...], row_channels: int, itemsize: int,
-             workers: int, crop_in: int, crop_out: int, q_first: int, positions: int) -> Sizes:  # fmt: skip
+def sizes_of(
+    layout: Layout,
+    groups: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    row_channels: int,
+    itemsize: int,
+    workers: int,
+    crop_in: int,
+    crop_out: int,
+    q_first: int,
+    positions: int,
+) -> Sizes:
     """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers."""
     full = layout.vectors * layout.lanes
     in_place = reads_in_place(layout, row_channels, strides, itemsize)
-    columns = batch * (layout.lead + positions + layout.tail) - layout.lead - layout.tail
+    batch, _, length = shape
+    item_columns = columns_between_items(layout, length, crop_in, q_first, positions)
+    columns = (batch - 1) * item_columns + positions
     widest = layout.width
     row_sums = 0
     room = target.SUMS_BYTES // itemsize // layout.rows  # for the sums of a row of tiles
@@ -283,27 +281,31 @@ def sizes_of(layout: Layout, groups: int, batch: int, strides: tuple[int, ...], 
     blocks = max(1, -(-columns // widest))
     width = min(widest, -(-columns // blocks // full) * full)
     blocks = -(-columns // width)
-    strip = min(layout.strip, width)
+    tiles = -(-min(width, columns) // full)  # of a block; its vectors are shared out among them
+    even = -(-min(width, columns) // (layout.lanes * tiles)) * layout.lanes
+    strip = min(even if layout.strip == full else layout.strip, width)
     pitch = layout.lead + strip + layout.tail
     if columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
     return Sizes._make(
-        (
-            *layout.fixed,
-            groups,
-            parts,
-            strip,
-            pitch,
-            width,
-            crop_in,
-            crop_out,
-            q_first,
-            positions,
-            int(in_place),
-            row_sums,
-        )
-    )
+        (*layout.fixed, groups, parts, strip, pitch, width, crop_in, crop_out, q_first, positions, item_columns,
+         int(in_place), row_sums)
+    )  # fmt: skip
+
+
+def columns_between_items(layout: Layout, length: int, crop_in: int, q_first: int, positions: int) -> int:
+    """From an item's first position to the next one's: far enough for neither to meet the other's samples.
+
+    What an item's shifts reach after its last sample and what the next one's reach before its first is zero, so the
+    columns that stand for the one stand for the other as well.
+    """
+    begin, end = q_first - layout.lead, q_first + positions + layout.tail  # the columns that an item's shifts reach
+    planes = layout.planes
+    first = max(begin, -((int(planes[-1]) - crop_in) // layout.step_in))  # of which some plane holds a sample
+    last = min(end, -((int(planes[0]) - crop_in - length) // layout.step_in))
+    zeros = max(0, min(first - begin, end - last))
+    return max(end - begin - zeros, positions)
 
 
 def reads_in_place(layout: Layout, row_channels: int, strides: tuple[int, ...], itemsize: int) -> bool:

@@ -20,31 +20,29 @@ def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
     A strip holds all rows of its columns close together, so that a tile meets few pages of memory, one after the other.
     """
     lead, step_in, lanes, strip, pitch = sizes.lead, sizes.step_in, sizes.lanes, sizes.strip, sizes.pitch
-    batch, channels = source.shape[0], source.shape[1] // sizes.groups
-    item_columns = lead + sizes.positions + sizes.tail
+    rows = source.shape[1] // sizes.groups * planes.size
     strips = -(-columns // strip)
     end = min(lead + -(-columns // lanes) * lanes + sizes.tail, (strips - 1) * strip + pitch)
-    item, at, done = (column - lead) // item_columns, (column - lead) % item_columns, 0
+    item, at, done = column // sizes.item_columns, column % sizes.item_columns, 0
     while done < end:  # an item's columns after the other's, counted from `lead` before the first
-        run_end = min(done + item_columns - at, end) if item < batch else end
+        run_end = min(done + sizes.item_columns - at, end) if item < source.shape[0] else end
         first = (sizes.q_first - lead + at) * step_in - sizes.crop_in  # the sample of plane 0 at the run's start
-        strip_begin, strip_end = first_not_below(done - pitch + 1, strip), min(-(-run_end // strip), strips)
-        for c in range(channels):
-            for s in range(strip_begin, strip_end):
-                row_at = (s * channels + c) * planes.size * pitch - s * strip
-                pack_run(
-                    source, planes, sizes, deinterleave, item, group * channels + c, first, done, run_end - done,
-                    max(done, s * strip), min(run_end, s * strip + pitch), row_at, slab,
-                )  # fmt: skip
+        for s in range(first_not_below(done - pitch + 1, strip), min(-(-run_end // strip), strips)):
+            pack_run(
+                source, planes, sizes, deinterleave, item, group, first, done, run_end - done, max(done, s * strip),
+                min(run_end, s * strip + pitch), s * (rows * pitch - strip), slab,
+            )  # fmt: skip
         done = run_end
         item += 1
         at = 0
 
 
 @helper
-def pack_run(source, planes, sizes, deinterleave, item, channel, first, done, run, begin, end, row_at, slab):
-    """The planes of a channel at the columns from `begin` to `end` of a run of an item's, which starts at `done`."""
-    step_in, lanes, size, length = sizes.step_in, sizes.lanes, slab.itemsize, source.shape[2]
+def pack_run(source, planes, sizes, deinterleave, item, group, first, done, run, begin, end, strip_at, slab):
+    """The planes of a group's channels at the columns from `begin` to `end` of a run of an item's, from `done` on."""
+    step_in, lanes, size, length, pitch = sizes.step_in, sizes.lanes, slab.itemsize, source.shape[2], sizes.pitch
+    channels = source.shape[1] // sizes.groups
+    channel = group * channels
     contiguous = source.strides[2] == size
     there = item < source.shape[0]  # after the last item come zeros
     source_at = address_of(source) + item * source.strides[0] + channel * source.strides[1]
@@ -52,38 +50,43 @@ def pack_run(source, planes, sizes, deinterleave, item, channel, first, done, ru
     if contiguous and there and step_in > 1 and deinterleave != 0 and planes.size == step_in:
         together = max(begin, done + first_not_below(-first, step_in))
         together_end = min(end, done + count_below(length - first - step_in + 1, step_in, run))
-        if together_end - together >= lanes:
+        whole = (together_end - together) // lanes * lanes
+        if whole > 0:
             moved, moved_end = together, together_end
-            vectors = (moved_end - moved) // lanes
-            for part in range(2):  # whole vectors, and a last one that ends where the columns do
-                start = moved if part == 0 else moved_end - lanes
+            for c in range(channels):
+                row, at = source_at + c * source.strides[1], strip_at + c * step_in * pitch
                 call_move(
-                    deinterleave, source_at + (first + (start - done) * step_in) * size, step_in,
-                    (vectors if part == 0 else 1) * lanes, address_of(slab) + (row_at + start) * size, sizes.pitch,
+                    deinterleave, row + (first + (moved - done) * step_in) * size, step_in, whole,
+                    address_of(slab) + (at + moved) * size, pitch,
                 )  # fmt: skip
-                if vectors * lanes == moved_end - moved:
-                    break
+                if whole < moved_end - moved:  # the last vector, where the columns end
+                    last = moved_end - lanes
+                    call_move(
+                        deinterleave, row + (first + (last - done) * step_in) * size, step_in, lanes,
+                        address_of(slab) + (at + last) * size, pitch,
+                    )  # fmt: skip
     for p in range(planes.size):
         start = first + planes[p] - done * step_in  # the sample at column 0
         existing = min(max(begin, done + first_not_below(-(first + planes[p]), step_in)), end)
         stop = existing
         if there:
             stop = max(min(end, done + count_below(length - first - planes[p], step_in, run)), existing)
-        at = row_at + p * sizes.pitch
-        for j in range(begin, existing):
-            slab[at + j] = 0
-        if contiguous and step_in == 1:
-            copy_bytes(
-                address_of(slab) + (at + existing) * size, source_at + (start + existing) * size,
-                (stop - existing) * size,
-            )  # fmt: skip
-        else:
-            for j in range(existing, min(moved, stop)):
-                slab[at + j] = source[item, channel, start + j * step_in]
-            for j in range(max(existing, moved_end), stop):
-                slab[at + j] = source[item, channel, start + j * step_in]
-        for j in range(stop, end):
-            slab[at + j] = 0
+        for c in range(channels):
+            at = strip_at + (c * planes.size + p) * pitch
+            for j in range(begin, existing):
+                slab[at + j] = 0
+            if contiguous and step_in == 1:
+                copy_bytes(
+                    address_of(slab) + (at + existing) * size,
+                    source_at + c * source.strides[1] + (start + existing) * size, (stop - existing) * size,
+                )  # fmt: skip
+            else:
+                for j in range(existing, min(moved, stop)):
+                    slab[at + j] = source[item, channel + c, start + j * step_in]
+                for j in range(max(existing, moved_end), stop):
+                    slab[at + j] = source[item, channel + c, start + j * step_in]
+            for j in range(stop, end):
+                slab[at + j] = 0
 
 
 @kernel("r4 n1 i i i i i i i i c1 c1")

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..geometry import Plan
 from . import layout, microkernels, moves, packing, tile_rows
-from .layout import Layouts
+from .layout import Layout
 
 TOGETHER = 16  # tiles that are packed together where they are neighbours in the weight
 
@@ -14,11 +14,11 @@ TOGETHER = 16  # tiles that are packed together where they are neighbours in the
 class Panels(NamedTuple):
     """The panels of one family of phases."""
 
-    layouts: Layouts
+    layout: Layout
     values: Any  # [group][tile][term][row]
     tiles: Any  # addresses of the tiles
     lay_out: int  # and of moves: of the runs that a tile leaves, and
-    deinterleave: int  # of the planes of the spaced layout; each is compiled here, whatever layout calls take
+    deinterleave: int  # of the planes of a source
     tile_row: int  # address of the rows of tiles, for many rows that are read in place
 
 
@@ -55,11 +55,10 @@ def of_rows(weight: Any) -> Rows:
     return Rows(np.array(weight, order="C"), bool(np.isfinite(weight).all()))
 
 
-def _packed(split: Any, layouts: tuple[Layouts, ...], together: int) -> Packed:
+def _packed(split: Any, layouts: tuple[Layout, ...], together: int) -> Packed:
     groups, term_channels, row_channels, _ = split.shape
     panels, finite = [], True
-    for both in layouts:
-        own = both.spaced
+    for own in layouts:
         tiles = groups * own.row_tiles(row_channels)
         beyond = microkernels.panel_width(own.rows) - own.rows  # what a tile of few columns loads after the last
         values = np.empty(tiles * term_channels * own.taps * own.rows + beyond, split.dtype)
@@ -72,7 +71,7 @@ def _packed(split: Any, layouts: tuple[Layouts, ...], together: int) -> Packed:
         )  # fmt: skip
         panels.append(
             Panels(
-                both,
+                own,
                 values,
                 microkernels.tiles(split.itemsize, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots),
                 moves.moves.lay_out(split.itemsize, own.tile_phases),

@@ -9,9 +9,9 @@ Forward has one plane a channel (step_in 1) and interleaves phases as it stores 
 the output gradient into planes (step_in = stride) and stores one phase. layout.py says which shifts and planes there
 are, microkernels.py computes the tiles.
 
-The columns of the product are the positions q of all items, one after another: item n has `lead` columns before its
-first position and `tail` after its last, which hold what the shifts reach, or zero where the source has ended. So short
-inputs share a vector, and a column that belongs to no position is computed and dropped.
+The columns of the product are the positions q of all items, one after another. Between those of two items lie columns
+for what the shifts reach of either, or zero where the source has ended. So short inputs share a vector, and a column
+that belongs to no position is computed and dropped. A row of a slab has `lead` columns before them and `tail` after.
 
 Called by the engine with its scratch memory; nothing here allocates or checks. Each element is summed in one order that
 depends on the layer alone.
@@ -43,8 +43,8 @@ def product(
     sizes = Sizes(*sizes_in(numbers))
     lanes, rows, tile_phases, groups, parts = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.groups, sizes.parts
     group_rows = output.shape[1] // groups
-    column_end = source.shape[0] * (sizes.lead + sizes.positions + sizes.tail) - sizes.tail
-    blocks = -(-(column_end - sizes.lead) // sizes.width)
+    column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
+    blocks = -(-column_end // sizes.width)
     tile_channels = rows // tile_phases
     phase_tiles = -(-phases.size // tile_phases)
     row_tiles = -(-group_rows // tile_channels) * phase_tiles
@@ -67,7 +67,7 @@ def product(
         staging = own[sums_size : own.size - 2 * start_size]
         start = own[own.size - 2 * start_size :]
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
-            group, column = task // parts // blocks, sizes.lead + task // parts % blocks * sizes.width
+            group, column = task // parts // blocks, task // parts % blocks * sizes.width
             columns = min(sizes.width, column_end - column)
             block_at, block_offsets = address_of(slab), address_of(offsets)
             strip_width = sizes.strip
@@ -153,9 +153,8 @@ def direct_source(source, sizes, group, column, columns):
     """The address of a block's first sample where all that its tiles load lies inside an item; else 0."""
     if sizes.in_place == 0:
         return 0
-    item_columns = sizes.lead + sizes.positions + sizes.tail
-    item = column // item_columns
-    first = sizes.q_first + column - item * item_columns - sizes.lead - sizes.crop_in
+    item = column // sizes.item_columns
+    first = sizes.q_first + column - item * sizes.item_columns - sizes.crop_in
     end = first + -(-columns // sizes.lanes) * sizes.lanes + sizes.few_columns  # more than any tile loads
     if first - sizes.lead < 0 or end + sizes.tail > source.shape[2]:
         return 0
@@ -185,11 +184,10 @@ def direct_target(sizes, phases, column, span, channel, channels, output):
         return 0
     if output.strides[2] != output.itemsize or output.strides[1] % output.itemsize != 0:
         return 0
-    item_columns = sizes.lead + sizes.positions + sizes.tail
-    item = column // item_columns
-    position = column - item * item_columns - sizes.lead
+    item = column // sizes.item_columns
+    position = column - item * sizes.item_columns
     l = (sizes.q_first + position) * step_out + phases[0] - sizes.crop_out
-    if position < 0 or position + span > sizes.positions or l < 0 or l + span * step_out > output.shape[2]:
+    if position + span > sizes.positions or l < 0 or l + span * step_out > output.shape[2]:
         return 0
     return address_of(output) + item * output.strides[0] + channel * output.strides[1] + l * output.itemsize
 
@@ -199,22 +197,20 @@ def store_columns(
     staging, sizes, phases, lay_out, column, columns, channel_step, column_step, channel, channels, phase, output
 ):  # fmt: skip
     """Store what of a staged tile belongs to a sample that exists."""
-    lead, tail, positions, step = sizes.lead, sizes.tail, sizes.positions, sizes.step_out
+    item_columns, step = sizes.item_columns, sizes.step_out
     own_phases = min(sizes.tile_phases, phases.size - phase)
     last_phase = phases[phase + own_phases - 1]
     neighbours = lay_out != 0 and own_phases == sizes.tile_phases and last_phase - phases[phase] == own_phases - 1
     neighbours = neighbours and output.strides[2] == output.itemsize
-    item_columns = lead + positions + tail
     item = column // item_columns
-    position = column - item * item_columns - lead
+    position = column - item * item_columns
     j = 0
-    while j < columns:  # an item's columns after the other's; those before and after its positions are no samples
-        begin = min(max(-position, 0), columns - j)
-        run = min(positions + tail - position, columns - j)
-        end = max(min(positions - position, run), begin)
+    while j < columns:  # an item's columns after the other's; those after its positions are no samples
+        run = min(item_columns - position, columns - j)
+        end = max(min(sizes.positions - position, run), 0)
         q = sizes.q_first + position
         # the columns of which all phases lie in the output; at the others each is looked at
-        first = min(max(begin, first_not_below(sizes.crop_out - phases[phase] - q * step, step)), end)
+        first = min(first_not_below(sizes.crop_out - phases[phase] - q * step, step), end)
         stop = max(count_below(output.shape[2] + sizes.crop_out - last_phase - q * step, step, end), first)
         if neighbours and stop > first:
             l = (q + first) * step + phases[phase] - sizes.crop_out
@@ -228,7 +224,7 @@ def store_columns(
                 )  # fmt: skip
         else:
             stop = first
-        for k in range(begin, end):
+        for k in range(end):
             if k < first or k >= stop:
                 for p in range(own_phases):
                     l = (q + k) * step + phases[phase + p] - sizes.crop_out
@@ -237,4 +233,4 @@ def store_columns(
                             output[item, channel + c, l] = staging[c * channel_step + (j + k) * column_step + p]
         j += run
         item += 1
-        position = -lead
+        position = 0
