@@ -115,8 +115,8 @@ def layouts():
                 (layout.forward_layouts.__wrapped__(own, c_in, c_out, itemsize), c_out),
                 (layout.grad_input_layouts.__wrapped__(own, c_out, c_in, itemsize), c_in),
             ):
-                for both in families or ():
-                    yield itemsize, both.spaced, both.spaced.many_streams(rows)
+                for family in families or ():
+                    yield itemsize, family, family.many_streams(rows)
 
 
 def shapes():
