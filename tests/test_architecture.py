@@ -85,6 +85,13 @@ def test_the_engines_do_not_know_each_other(path):
         assert not [name for name in imported(path) if name.startswith(f"numba_ctconv.{other}")]
 
 
+@pytest.mark.parametrize("path", [p for p in FILES if p.parts[0] == "cpu" and p.name != "__init__.py"], ids=str)
+def test_cpu_code_is_written_by_files_that_its_cache_looks_at(path):
+    """What they import from outside has to be in compilation's digest; but for forks, which writes no code."""
+    inside = {name for name in imported(path) if name.startswith("numba_ctconv.")}
+    assert {name.split(".")[1] for name in inside} <= {"cpu", "geometry", "forks"}
+
+
 @pytest.mark.parametrize("path", KERNELS, ids=str)
 def test_kernel_files_neither_allocate_nor_check(path):
     tree = ast.parse((PACKAGE / path).read_text(encoding="utf-8"))

@@ -80,9 +80,9 @@ def test_the_cache_serves_only_the_sources_it_was_made_from(monkeypatch, tmp_pat
 
 
 def test_the_stamp_reads_every_file_of_the_engine_and_that_of_the_function(monkeypatch, tmp_path):
-    engine, elsewhere = tmp_path / "cpu", tmp_path / "elsewhere.py"
+    engine, geometry, elsewhere = tmp_path / "cpu", tmp_path / "geometry.py", tmp_path / "elsewhere.py"
     engine.mkdir()
-    for path in (engine / "compilation.py", engine / "rows.py", elsewhere):
+    for path in (engine / "compilation.py", engine / "rows.py", geometry, elsewhere):
         path.write_text("1")
     monkeypatch.setattr(compilation, "__file__", str(engine / "compilation.py"))
 
@@ -94,8 +94,12 @@ def test_the_stamp_reads_every_file_of_the_engine_and_that_of_the_function(monke
     second = stamps()
     assert second[0] == first[0]
     assert second[1] != first[1]
-    (engine / "rows.py").write_text("2")
-    assert not set(stamps()) & {*first, *second}
+    seen = {*first, *second}
+    for path in (engine / "rows.py", geometry):
+        path.write_text("2")
+        changed = set(stamps())
+        assert not changed & seen, path
+        seen |= changed
 
 
 def run(code, folder, **environment):
