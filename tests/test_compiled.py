@@ -197,6 +197,23 @@ def test_a_folder_that_can_only_be_read_serves(tmp_path):
     assert printed(run(refuse + code, tmp_path, **locators)).split() == ["0", "None"]
 
 
+@pytest.mark.parametrize(
+    ("triple", "features", "vector_bytes", "registers"),
+    [
+        ("x86_64-unknown-linux-gnu", "+avx2,+fma,+avx512f", 64, 32),
+        ("x86_64-unknown-linux-gnu", "+avx2,+fma,-avx512f", 32, 16),
+        ("x86_64-unknown-linux-gnu", "", 16, 16),
+        ("aarch64-unknown-linux-gnu", "+neon", 16, 32),
+        ("arm64-apple-darwin24.0.0", "", 16, 32),
+        ("armv7l-unknown-linux-gnueabihf", "+neon", 16, 16),
+    ],
+)
+def test_vectors_and_registers_are_those_of_the_target(monkeypatch, triple, features, vector_bytes, registers):
+    monkeypatch.setattr(target, "_target", lambda: (triple, "some", features))
+    assert target.vector_bytes.__wrapped__() == vector_bytes
+    assert target.vector_registers.__wrapped__() == registers
+
+
 @pytest.mark.parametrize("rows_", [1, 7, 512])
 @pytest.mark.parametrize("phases", [1, 8, 256, 1_000_003])
 @pytest.mark.parametrize("positions", [1, 100, 10**7])
