@@ -16,7 +16,7 @@ from typing import TypeVar, get_args
 import numba
 
 from . import __version__
-from .benchmark import commands, peers, verification
+from .benchmark import cold, commands, peers, verification
 from .benchmark.commands import BLOCKS, LIMIT, NO_PEER, QUICK_BLOCKS, QUICK_LIMIT
 from .benchmark.contestants import PASSES, Pass
 from .benchmark.device import Device, threads
@@ -153,9 +153,10 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
     bench.add_argument(
         "--style",
         action="append",
-        choices=STYLES,
+        choices=(*STYLES, cold.STYLE),
         help="call the function, which packs weights every time; a layer, which keeps them packed; or a layer with "
-        "results in memory that is used again; repeatable; default: all three, the first two with --quick",
+        "results in memory that is used again; or that with weights in no cache, because many layers take turns, on "
+        f"inputs of at most {cold.LONGEST_INPUT} samples; repeatable; default: the first three, two with --quick",
     )
     bench.add_argument(
         "--peer",

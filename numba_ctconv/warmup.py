@@ -12,6 +12,7 @@ from . import checks
 from .checks.wording import one_of, refuse
 from .dispatch import cpu_engine, cuda_engine
 from .modules import ConvTranspose1d
+from .published import layers as published_layers
 
 Pass = Literal["forward", "grad_input", "grad_weight"]
 PASSES: tuple[Pass, ...] = ("forward", "grad_input", "grad_weight")
@@ -130,9 +131,9 @@ def _given(layers: Any) -> Iterator[Sizes]:
 
 
 def _published() -> Iterator[Sizes]:
-    from .benchmark.workloads import layer_problems  # noqa: PLC0415  # a table that only this default reads
-
-    return map(Sizes.of, layer_problems(core=True))
+    for row in published_layers():
+        if row["core"]:
+            yield Sizes(row["cin"], row["cout"], row["k"], row["s"], row["g"], row["d"])
 
 
 def _each(values: Any, name: str) -> Iterator[Any]:

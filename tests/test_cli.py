@@ -15,7 +15,7 @@ from numba_ctconv.benchmark.contestants import PASSES
 from numba_ctconv.benchmark.progress import Progress
 from numba_ctconv.benchmark.workloads import CASES
 from numba_ctconv.cli import main
-from numba_ctconv.cpu import CpuEngine
+from numba_ctconv.cpu import CpuEngine, target
 
 TINY = ["mimi/upsample", "--blocks", "3"]
 
@@ -360,7 +360,7 @@ def test_info_names_versions_vector_width_threads_and_cache(capsys):
     assert facts["numba_ctconv"] == __version__
     assert facts["numba"] == numba.__version__
     assert facts["threads"] == "1"
-    assert facts["vector bits"] in ("128", "256", "512")
+    assert facts["vector bits"] == str(8 * target.vector_bytes())
     assert facts["threading layer"] in ("omp", "tbb", "workqueue")
     assert {"cpu", "cpu features", "cache", "gpu"} <= set(facts)
 

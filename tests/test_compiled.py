@@ -80,9 +80,9 @@ def test_the_cache_serves_only_the_sources_it_was_made_from(monkeypatch, tmp_pat
 
 
 def test_the_stamp_reads_every_file_of_the_engine_and_that_of_the_function(monkeypatch, tmp_path):
-    engine, elsewhere = tmp_path / "cpu", tmp_path / "elsewhere.py"
+    engine, geometry, elsewhere = tmp_path / "cpu", tmp_path / "geometry.py", tmp_path / "elsewhere.py"
     engine.mkdir()
-    for path in (engine / "compilation.py", engine / "rows.py", elsewhere):
+    for path in (engine / "compilation.py", engine / "rows.py", geometry, elsewhere):
         path.write_text("1")
     monkeypatch.setattr(compilation, "__file__", str(engine / "compilation.py"))
 
@@ -94,8 +94,12 @@ def test_the_stamp_reads_every_file_of_the_engine_and_that_of_the_function(monke
     second = stamps()
     assert second[0] == first[0]
     assert second[1] != first[1]
-    (engine / "rows.py").write_text("2")
-    assert not set(stamps()) & {*first, *second}
+    seen = {*first, *second}
+    for path in (engine / "rows.py", geometry):
+        path.write_text("2")
+        changed = set(stamps())
+        assert not changed & seen, path
+        seen |= changed
 
 
 def run(code, folder, **environment):
@@ -191,6 +195,23 @@ def test_a_folder_that_can_only_be_read_serves(tmp_path):
     locators = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
     # the code that is there serves, so nothing is compiled in memory, and nothing has to be said
     assert printed(run(refuse + code, tmp_path, **locators)).split() == ["0", "None"]
+
+
+@pytest.mark.parametrize(
+    ("triple", "features", "vector_bytes", "registers"),
+    [
+        ("x86_64-unknown-linux-gnu", "+avx2,+fma,+avx512f", 64, 32),
+        ("x86_64-unknown-linux-gnu", "+avx2,+fma,-avx512f", 32, 16),
+        ("x86_64-unknown-linux-gnu", "", 16, 16),
+        ("aarch64-unknown-linux-gnu", "+neon", 16, 32),
+        ("arm64-apple-darwin24.0.0", "", 16, 32),
+        ("armv7l-unknown-linux-gnueabihf", "+neon", 16, 16),
+    ],
+)
+def test_vectors_and_registers_are_those_of_the_target(monkeypatch, triple, features, vector_bytes, registers):
+    monkeypatch.setattr(target, "_target", lambda: (triple, "some", features))
+    assert target.vector_bytes.__wrapped__() == vector_bytes
+    assert target.vector_registers.__wrapped__() == registers
 
 
 @pytest.mark.parametrize("rows_", [1, 7, 512])

@@ -8,7 +8,7 @@ import pytest
 
 import numba_ctconv as nc
 from numba_ctconv import reference
-from numba_ctconv.benchmark.workloads import layers
+from numba_ctconv.published import layers
 
 SPEECH = pathlib.Path(__file__).parent / "data" / "speech.wav"  # 16 kHz, 16 bit, mono
 

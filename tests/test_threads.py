@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 
 import numba
 import numpy as np
@@ -17,12 +18,22 @@ from numba_ctconv.forks import fork
 
 THREADING_LAYERS = ["omp", "workqueue", "tbb"]
 MANY_AT_ONCE = """
-import concurrent.futures, threading, numpy as np, numba, numba_ctconv as nc
-x, w = np.ones((1, 8, 400), np.float32), np.ones((8, 8, 4), np.float32)
-expected = nc.conv_transpose1d(x, w, stride=2)
+import concurrent.futures, numpy as np, numba, numba_ctconv as nc
+rng = np.random.default_rng(0)
+def draw(groups):
+    # data of its own for every Python thread, so that memory which they shared would show
+    x, w = rng.standard_normal((8, 1, 16, 300)), rng.standard_normal((8, 16, 16 // groups, 4))
+    return [(*operands, groups) for operands in zip(x.astype(np.float32), w.astype(np.float32))]
+def both(x, w, groups):
+    y = nc.conv_transpose1d(x, w, stride=2, groups=groups)
+    return y, *nc.conv_transpose1d_backward(y, x, w, stride=2, groups=groups)
+problems = draw(1) + draw(16)
+expected = [both(*problem) for problem in problems]
 assert numba.threading_layer() == {layer!r}, numba.threading_layer()
-def call(_):
-    return np.array_equal(nc.conv_transpose1d(x, w, stride=2), expected) and numba.get_num_threads() == {count}
+def call(n):
+    k = n % len(problems)
+    same = all(map(np.array_equal, both(*problems[k]), expected[k]))
+    return same and numba.get_num_threads() == {count}
 with concurrent.futures.ThreadPoolExecutor(8, initializer=lambda: numba.set_num_threads({count})) as pool:
     assert all(pool.map(call, range(400)))
 assert numba.get_num_threads() == 4
@@ -114,6 +125,40 @@ def test_python_threads_with_one_numba_thread_each_run_at_the_same_time(layer, w
     script = tmp_path / "together.py"  # Numba reads the source of what it compiles
     script.write_text(TOGETHER.format(workers=workers))
     run(f"import runpy; runpy.run_path({str(script)!r})", layer)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "groups", "length"),
+    [("tiled", 1, 40_000), ("tiled", 64, 300_000), ("gather", 1, 6000), ("scatter", 1, 3000)],
+)
+@pytest.mark.parametrize("what", ["output", "input", "weight"])
+def test_a_call_lets_other_python_threads_run(what, algorithm, groups, length, numba_threads):
+    """No kernel holds the GIL: this thread takes many a turn while another is inside one."""
+    x, w = np.ones((1, 64, length), np.float32), np.ones((64, 64 // groups, 8), np.float32)
+    y = np.ones((1, 64, 2 * length + 6), np.float32)
+    parameters = {"stride": 2, "groups": groups, "algorithm": algorithm}
+    dx, dw = np.empty_like(x), np.empty_like(w)  # made here: filling new memory would let others run as well
+
+    def call(x, y, dx):
+        if what == "output":
+            nc.conv_transpose1d(x, w, out=y, **parameters)
+        else:
+            out = nc.Gradients(dx if what == "input" else None, dw if what == "weight" else None, None)
+            nc.conv_transpose1d_backward(y, x, w, needs=(what,), out=out, **parameters)
+
+    def work():
+        numba.set_num_threads(1)
+        call(x, y, dx)
+
+    numba_threads(1)
+    call(x[..., :9], y[..., :24].copy(), dx[..., :9].copy())  # compiles
+    thread = threading.Thread(target=work)
+    thread.start()
+    begin, turns = time.perf_counter(), 0
+    while thread.is_alive():
+        time.sleep(0.0005)
+        turns += 1
+    assert turns >= 4, f"{turns} turns in {time.perf_counter() - begin:.3f} s"
 
 
 def test_one_worker_runs_serially(filled, numba_threads):

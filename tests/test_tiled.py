@@ -1,8 +1,4 @@
-"""The tiled products: layouts and tiles as pure functions, their memory, and what their bits may depend on."""
-
-import os
-import subprocess
-import sys
+"""The tiled products: layouts and tiles as pure functions, and what their bits may depend on."""
 
 import numpy as np
 import pytest
@@ -27,46 +23,6 @@ def change(monkeypatch):
     yield set_and_forget
     monkeypatch.undo()
     blocks.call_of.cache_clear()
-
-
-def peak_memory(code):
-    """Growth of the peak resident size, in MB, while `code` runs in a new process, where its `before` is done."""
-    script = f"""
-import resource, numpy as np, numba_ctconv as nc
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-{code}
-print(after - before)
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == 0, done.stderr
-    return float(done.stdout)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes on Linux")
-@pytest.mark.parametrize(
-    ("sizes", "parameters"),
-    [((1, 64, 600_000, 32, 4), "stride=2, padding=1"), ((1, 2049, 60, 1, 4096), "stride=1024")],
-    ids=["long", "wide kernel"],
-)
-def test_working_memory_is_bounded(sizes, parameters):
-    """No column matrix and no zero-stuffed input: at most 8 MB a thread beside arrays and packed weights."""
-    batch, in_channels, length, out_channels, kernel_size = sizes
-    code = f"""
-x = np.ones(({batch}, {in_channels}, {length}), np.float32)
-layer = nc.ConvTranspose1d({in_channels}, {out_channels}, {kernel_size}, {parameters})
-out = layer(x)
-dx = np.ones_like(x)
-gw = np.ones_like(layer.weight)
-layer(x[..., :40], out=None)
-layer.backward(np.ones_like(layer(x[..., :40])), x[..., :40])
-before = peak()
-layer(x, out=out)
-layer.backward(out, x, needs=("input",), out=nc.Gradients(dx, None, None))
-layer.backward(out, x, needs=("weight",), out=nc.Gradients(None, gw, None))
-after = peak()
-"""
-    workers = target.threads()
-    assert peak_memory(code) < 8 * workers + 4  # and what Python and the allocator round up
 
 
 @pytest.mark.parametrize("name", ["hifigan_v1/up1", "cosyvoice2_hift/up1", "deep_tasnet_dilated/dec_d8", "wavegan/up0"])

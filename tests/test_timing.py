@@ -12,6 +12,7 @@ from numba_ctconv.benchmark.contestants import Traffic, flops, traffic
 from numba_ctconv.benchmark.measure import _ratios
 from numba_ctconv.benchmark.timing import Call, Samples, interleaved, paired_ratio, rest, spread
 from numba_ctconv.benchmark.workloads import CASES, Problem
+from numba_ctconv.cpu import target
 
 
 def test_spread_is_the_interquartile_range_over_the_median():
@@ -197,3 +198,20 @@ def test_the_peak_beats_what_numpy_does(monkeypatch):
         return (timing.time.perf_counter() - start) / 10
 
     assert ceilings.peak("float64", 1) > 2 * x.size / min(seconds() for _ in range(20)) / 2
+
+
+@pytest.mark.parametrize(("width", "registers", "chains"), [(64, 32, 24), (32, 16, 12), (16, 32, 24)])
+def test_the_peak_is_that_of_the_vectors_which_the_kernels_use(monkeypatch, width, registers, chains):
+    asked = []
+
+    def multiply_adds(*shape):
+        asked.append(shape)
+        return lambda *_: None
+
+    monkeypatch.setattr(ceilings, "TRY_SECONDS", 0.0)
+    monkeypatch.setattr(ceilings.loops, "multiply_adds", multiply_adds)
+    monkeypatch.setattr(target, "vector_bytes", lambda: width)
+    monkeypatch.setattr(target, "vector_registers", lambda: registers)
+    for dtype in ("float32", "float64"):
+        ceilings.peak(dtype, 1)
+    assert asked == [(False, width // 4, chains), (True, width // 8, chains)]

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..cpu import target
 from . import loops
+from .cold import footprint
 from .contestants import Traffic
 from .device import threads
 
@@ -38,9 +39,10 @@ class Ceilings(NamedTuple):
         return self if other is None else Ceilings(max(self.peak, other.peak), min(self.loop, other.loop))
 
 
-def measure(moved: Traffic, dtype: str, workers: int) -> Ceilings:
-    """Both ceilings, with so many of Numba's threads."""
-    return Ceilings(peak(dtype, workers), loop_seconds(moved, dtype, workers))
+def measure(moved: Traffic, dtype: str, workers: int, *, cold: bool = False) -> Ceilings:
+    """Both ceilings, with so many of Numba's threads; the loop is that of cold weights alone where they are so."""
+    loop = cold_seconds(moved, dtype, workers) if cold else loop_seconds(moved, dtype, workers)
+    return Ceilings(peak(dtype, workers), loop)
 
 
 def peak(dtype: str, workers: int) -> float:
@@ -61,6 +63,15 @@ def loop_seconds(moved: Traffic, dtype: str, workers: int) -> float:
     if workers == 1 or alone < WORTH_SHARING:
         return alone
     return min(alone, _best(lambda count, repeats: loops.sweeps(parallel=True)(count, repeats, *arrays, sums), workers))
+
+
+def cold_seconds(moved: Traffic, dtype: str, workers: int) -> float:
+    """Seconds in which a loop over as much memory as all cold weights take reads as much as one layer's."""
+    size = max(footprint() // np.dtype(dtype).itemsize, 1)
+    weights, nothing, sums = np.ones(size, dtype), np.ones(0, dtype), np.zeros(workers)
+    sweep = loops.sweeps(parallel=workers > 1)
+    once = _best(lambda count, repeats: sweep(count, repeats, weights, *[nothing] * 5, sums), workers)
+    return once * moved.read[1] / size
 
 
 def _best(run: Callable[[int, int], None], workers: int) -> float:

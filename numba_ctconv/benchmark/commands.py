@@ -19,7 +19,8 @@ import numpy as np
 
 from ..cpu.compilation import cache_folder
 from ..warmup import DTYPES, PASSES, Sizes, run
-from . import machine, measure, peers, report, results, verification
+from . import cold, machine, measure, peers, report, results, verification
+from .cold import Cold
 from .contestants import Contestant
 from .device import Device, Gpu, find_gpu, threads
 from .ours import STYLES, Ours, Style
@@ -41,6 +42,10 @@ class OptionError(Exception):
 def bench(options: argparse.Namespace, progress: Progress) -> int:
     """Check and time the rows chosen; 1 where a result is wrong."""
     _require_gpu(options.device)
+    if cold.STYLE in (options.style or ()) and options.device != "cpu":
+        raise OptionError(
+            f"argument --style: {cold.STYLE!r} is about the caches of a CPU; got --device {options.device}"
+        )
     quick = options.quick
     limit = options.limit or (QUICK_LIMIT if quick else LIMIT)
     passes = list(dict.fromkeys(what for group in options.passes or [["forward"]] for what in group))
@@ -107,6 +112,8 @@ def _measure(
             print(outcome, file=sys.stderr)
             refused += 1
             continue
+        if not outcome:
+            print(f"left out: {job.problem.name} ({job.what}): no contestant takes it", file=sys.stderr)
         for row in outcome:
             record = row.record()
             table.add(record)
@@ -127,7 +134,7 @@ def _contestants(
     options: argparse.Namespace, counts: Sequence[int], progress: Progress, stack: contextlib.ExitStack
 ) -> list[Contestant]:
     ours: list[Contestant] = [
-        Ours(algorithm, options.device, style, count)
+        Cold(algorithm, count) if style == cold.STYLE else Ours(algorithm, options.device, style, count)
         for count in counts
         for algorithm in dict.fromkeys(options.algorithm or ["auto"])
         for style in dict.fromkeys(options.style or (QUICK_STYLES if options.quick else STYLES))

@@ -16,11 +16,15 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 
 
 class Contestant(Protocol):
-    """One implementation on one device with so many threads; an `exact` one must sum integers without error."""
+    """One implementation on one device with so many threads.
+
+    An `exact` one must sum integers without error; a `cold` one finds its weights in memory at every call.
+    """
 
     name: str
     threads: int
     exact: bool
+    cold: bool
 
     def takes(self, problem: Problem, what: Pass, dtype: str) -> bool:
         """Whether it can compute the pass."""

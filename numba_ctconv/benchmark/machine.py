@@ -16,6 +16,7 @@ import numba
 import numpy as np
 
 from .. import __version__
+from ..cpu import target
 from ..cpu.compilation import cache_folder
 from ..functional import conv_transpose1d
 from .device import Gpu, find_gpu
@@ -37,7 +38,7 @@ def describe() -> dict[str, Any]:
         "cpu": cpu_model(),
         "llvm_cpu": numba.config.CPU_NAME or llvmlite.binding.get_host_cpu_name(),
         "cpu_features": cpu_features(),
-        "vector_bits": vector_bits(),
+        "vector_bits": 8 * target.vector_bytes(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": numba.get_num_threads(),
         "threading_layer": threading_layer(),
@@ -51,7 +52,6 @@ def lines(facts: dict[str, Any]) -> list[str]:
     """The facts for a reader, one a line."""
     shown = {name: "not installed" if value is None else value for name, value in facts.items()}
     shown["cpu_features"] = " ".join(facts["cpu_features"]) or "unknown"
-    shown["vector_bits"] = facts["vector_bits"] or "unknown"
     gpu = facts["gpu"]
     shown["gpu"] = (
         f"none ({facts['no_gpu']})"
@@ -100,30 +100,6 @@ def cpu_features() -> list[str]:
         if not numba.config.ENABLE_AVX:
             on = {name for name in on if not name.startswith("avx")}
     return [name for name in FEATURES if name in on]
-
-
-def vector_bits() -> int | None:
-    """The widest vector registers in the code that Numba makes of a simple loop; None if it can't be told.
-
-    Asking the code, not the processor: LLVM leaves 512-bit registers unused on some that have them, and NUMBA_CPU_NAME
-    can name another target.
-    """
-    try:
-        code = str(numba.njit(["void(float32[::1], float32[::1])"])(_add).inspect_asm(_SIGNATURE))
-    except Exception:  # noqa: BLE001  # information only: with NUMBA_DISABLE_JIT, say, there is no code
-        return None
-    for bits, registers in ((512, r"%zmm\d"), (256, r"%ymm\d"), (128, r"%xmm\d|\bv\d+\.(4s|2d|16b)\b")):
-        if re.search(registers, code):
-            return bits
-    return None
-
-
-_SIGNATURE = (numba.float32[::1], numba.float32[::1])
-
-
-def _add(sums: Any, values: Any) -> None:
-    for j in range(sums.size):
-        sums[j] += values[j]
 
 
 def run_a_kernel() -> None:

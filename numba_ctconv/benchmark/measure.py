@@ -108,17 +108,21 @@ def measure(
     problem, what, _ = job
     title = f"{problem.name}, {what}"
     able = [contestant for contestant in contestants if contestant.takes(problem, what, dtype)]
+    if not able:
+        return []
     calls = _checked(job, able, dtype, progress)
     if isinstance(calls, Refusal):
         return calls
     moved = traffic(problem, what)
-    limits: dict[int, Ceilings] = {}
+    kinds = {(contestant.name, contestant.threads): (contestant.threads, contestant.cold) for contestant in able}
+    limits: dict[tuple[int, bool], Ceilings] = {}
 
     def look() -> None:
-        for threads in {contestant.threads for contestant in able} if ceiling else ():
+        for threads, cold in set(kinds.values()) if ceiling else ():
             progress.update(f"{title}: peak and bandwidth")
             timing.rest(timing.PAUSE if pause is None else pause)
-            limits[threads] = ceilings.measure(moved, dtype, threads).better(limits.get(threads))
+            found = ceilings.measure(moved, dtype, threads, cold=cold)
+            limits[threads, cold] = found.better(limits.get((threads, cold)))
 
     look()
     samples = timing.interleaved(
@@ -126,7 +130,7 @@ def measure(
     )
     look()
     return [
-        Row(job, name, threads, dtype, taken, _ratios((name, threads), samples), limits.get(threads))
+        Row(job, name, threads, dtype, taken, _ratios((name, threads), samples), limits.get(kinds[name, threads]))
         for (name, threads), taken in sorted(samples.items(), key=lambda item: item[0][1])
     ]
 

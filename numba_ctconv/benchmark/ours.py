@@ -35,6 +35,7 @@ class Ours:
     """
 
     exact = True
+    cold = False
 
     def __init__(self, algorithm: str, device: Device, style: Style = "function", threads: int | None = None) -> None:
         self.name = algorithm if style == "function" else f"{algorithm} {style}"

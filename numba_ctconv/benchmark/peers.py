@@ -26,6 +26,7 @@ class Torch:
 
     name = "torch"
     exact = False
+    cold = False
 
     def __init__(self, torch: Any, device: Device, threads: int) -> None:
         self.threads = threads
@@ -82,6 +83,7 @@ class Onnxruntime:
 
     name = "onnxruntime"
     exact = False
+    cold = False
 
     def __init__(self, onnxruntime: Any, onnx: Any, threads: int) -> None:
         self.threads = threads

@@ -48,8 +48,9 @@ def columns(contestants: Sequence[str], threads: Sequence[int], *, ceiling: bool
 MEANING = (
     "ms: median over the blocks; spread: interquartile range over median; of peak: GFLOP/s over those of multiply-adds "
     "in registers; of floor: the longer of the operations at that peak and of a plain loop that reads and writes "
-    "arrays of the same sizes, over ms; × torch, × onnxruntime, × best: the peer's time, or that of the faster one, "
-    "over own, median of the blocks' ratios; × 1 thread: the same against itself."
+    "arrays of the same sizes (for a cold layer, that reads its weights from memory), over ms; × torch, × onnxruntime, "
+    "× best: the peer's time, or that of the faster one, over own, median of the blocks' ratios; × 1 thread: the same "
+    "against itself."
 )
 
 

@@ -8,11 +8,11 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from ..published import layers
 from . import machine, report
 from .peers import PEERS
 from .report import Column, Record
 from .selection import matching
-from .workloads import layers
 
 SAME = ("cpu", "vector_bits", "python", "numba_ctconv", *machine.PACKAGES)  # what runs in one table must share
 

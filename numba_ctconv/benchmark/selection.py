@@ -4,8 +4,9 @@ import fnmatch
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..published import layers
 from .contestants import Pass
-from .workloads import Problem, layer_problem, layers
+from .workloads import Problem, layer_problem
 
 # One row of every kind: wide and narrow channels, causal, depthwise, one output channel, dilated, a streaming frame.
 QUICK_ROWS = (

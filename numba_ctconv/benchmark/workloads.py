@@ -6,15 +6,13 @@ bit, or of normal deviates.
 """
 
 import dataclasses
-import functools
-import importlib.resources
-import json
 import zlib
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..functional import output_length
+from ..published import layers
 
 
 class Operands(NamedTuple):
@@ -183,13 +181,6 @@ CASES: tuple[Problem, ...] = (
     Problem("long_batch_single_output_channel", 2, 6, 1, 700, 16, stride=8, padding=8, bias=False),
     Problem("wide_kernel", 1, 2, 1, 9, 64, stride=16, bias=False),
 )
-
-
-@functools.cache
-def layers() -> tuple[dict[str, Any], ...]:
-    """The rows of workloads.jsonl: layers of published models, with the batch and length of training and inference."""
-    text = importlib.resources.files(__package__).joinpath("workloads.jsonl").read_text(encoding="utf-8")
-    return tuple(json.loads(line) for line in text.splitlines())
 
 
 def layer_problem(row: dict[str, Any], shape: str = "infer") -> Problem | None:

@@ -222,7 +222,7 @@ def _folders(given: str) -> tuple[str | None, tuple[str, ...]]:  # `given` is NU
 
 @functools.cache
 def _sources(file: str) -> str:
-    """A digest of every file of this engine, and of the one that a function stands in where that is another."""
+    """A digest of every file that writes code, and of the one that a function stands in where that is another."""
     digest = hashlib.sha256()
     for path in _engine_files():
         digest.update(path.read_bytes())
@@ -232,7 +232,9 @@ def _sources(file: str) -> str:
 
 
 def _engine_files() -> list[pathlib.Path]:
-    return sorted(pathlib.Path(__file__).parent.glob("*.py"))
+    """Those of this engine, and the geometry: which taps meet in a phase is written into the code of depthwise rows."""
+    engine = pathlib.Path(__file__).parent
+    return [*sorted(engine.glob("*.py")), *engine.parent.glob("geometry.py")]
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """The layout of the tiled product: which terms, planes and tiles a layer has.
 
 Pure Python and NumPy over geometry.Plan, cached by layer: nothing here depends on a length or a batch. Called by the
-engine; blocks.py cuts the columns of a call. weight_layout.py is the twin for grad_weight, whose product sums over time.
+engine; blocks.py cuts the columns of a call. weight_layout.py is the twin of both for grad_weight, whose product sums
+over time.
 """
 
 import dataclasses

@@ -45,15 +45,19 @@ def vector_bytes() -> int:
 
 @functools.cache
 def vector_registers() -> int:
-    """Vector registers of the host."""
-    features = _features()
-    return 32 if "avx512f" in features or "neon" in features else 16
+    """Vector registers of the host: the triple tells of AArch64, of which LLVM names no features on some systems."""
+    return 32 if "avx512f" in _features() or _target()[0].startswith(("aarch64", "arm64")) else 16
 
 
 def _features() -> set[str]:
-    """What Numba compiles for: the host's features, or those that its settings name."""
-    target_machine = registry.cpu_target.target_context.codegen().magic_tuple()
-    return {name[1:] for name in target_machine[2].split(",") if name.startswith("+")}
+    """The features that Numba compiles for: the host's, or those that its settings name."""
+    return {name[1:] for name in _target()[2].split(",") if name.startswith("+")}
+
+
+def _target() -> tuple[str, str, str]:
+    """What Numba compiles for: a triple, a processor and its features."""
+    triple, cpu, features = registry.cpu_target.target_context.codegen().magic_tuple()
+    return str(triple), str(cpu), str(features)
 
 
 class Tile(NamedTuple):
