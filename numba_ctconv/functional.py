@@ -129,12 +129,14 @@ def conv_transpose1d(
         `input`, of which the last counts. With an integer `padding` it lies within a window of `stride` lengths; with
         a pair, crop_left holds and crop_right follows, any length from 0.
     algorithm : {"auto", "tiled", "gather", "scatter"}
-        "tiled": a matrix product of shifted rows in register tiles, the fast path of NumPy arrays; on CUDA, of float32
-        and float64. "gather": every output sample collects its products, in a fixed order. "scatter": every input
-        sample adds to its outputs; on CUDA by atomic additions, so that bits may differ from run to run. "auto" is
-        "tiled" for NumPy arrays and "gather" on CUDA, both deterministic.
+        "tiled": a matrix product of shifted rows in register tiles, the fast path of NumPy arrays; on CUDA, on tensor
+        cores for halves and where "tf32" is allowed. "gather": every output sample collects its products, in a fixed
+        order. "scatter": every input sample adds to its outputs; on CUDA by atomic additions, so that bits may differ
+        from run to run, and not for halves. "auto" is "tiled" for NumPy arrays and "gather" on CUDA, both
+        deterministic.
     precision : {"ieee", "tf32"}, optional
-        How float32 products may be computed on CUDA; "tf32" is refused beside NumPy arrays. Default: what
+        How float32 products may be computed on CUDA: "tf32" allows "tiled" to round both factors, which the other
+        algorithms never do; it is refused beside NumPy arrays. Default: what
         :func:`float32_precision` set around the call, else "ieee".
     out : array, optional
         Where the result goes: of its shape and dtype, writeable, sharing no memory with another argument.

@@ -9,8 +9,19 @@ import numba_ctconv
 
 PACKAGE = pathlib.Path(numba_ctconv.__file__).parent
 FILES = sorted(path.relative_to(PACKAGE) for path in PACKAGE.rglob("*.py"))
-KERNEL_STEMS = {"forward", "grad_input", "grad_weight", "rows", "reach", "fill", "product", "weight_product"}
-KERNELS = [path for path in FILES if path.stem in KERNEL_STEMS or path == pathlib.Path("cuda/packing.py")]
+KERNEL_STEMS = {
+    "forward",
+    "grad_input",
+    "grad_weight",
+    "rows",
+    "reach",
+    "fill",
+    "product",
+    "weight_product",
+    "multiply",
+}
+OTHERS = {pathlib.Path("cuda/packing.py"), pathlib.Path("cuda/words.py")}  # the CPU has others of the first name
+KERNELS = [path for path in FILES if path.stem in KERNEL_STEMS or path in OTHERS]
 
 # Each file of the core, from the bottom up: it imports nothing that stands further down in this list.
 LAYERS = [

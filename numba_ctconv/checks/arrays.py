@@ -145,10 +145,10 @@ def algorithm(value: object, offered: Sequence[Algorithm]) -> Algorithm:
 
 
 def summed_once(dtype: Any, algorithm: Algorithm) -> None:
-    """Halves are summed in float32 and rounded once, which neither "scatter" nor, as yet, "tiled" does."""
-    if dtype.itemsize < DTYPES[0].itemsize and algorithm not in ("auto", "gather"):
+    """Halves are summed in float32 and rounded once, which "scatter" does not."""
+    if dtype.itemsize < DTYPES[0].itemsize and algorithm == "scatter":
         raise ValueError(
-            f'`algorithm` must be "auto" or "gather" with {dtype.name} arrays, which are rounded once; '
+            f'`algorithm` must be "auto", "tiled" or "gather" with {dtype.name} arrays, which are rounded once; '
             f"got algorithm={algorithm!r}"
         )
 

@@ -24,6 +24,7 @@ from . import fill as fill_kernels
 from . import forward as forward_kernels
 from . import grad_input as grad_input_kernels
 from . import grad_weight as grad_weight_kernels
+from .arithmetic import arithmetic_of
 from .arrays import Queue
 from .arrays import start as _launch
 
@@ -31,8 +32,9 @@ from .arrays import start as _launch
 class CudaEngine:
     """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run.
 
-    gather, scatter and tiled compute in full float32, also where "tf32" is allowed. "tiled", the fast path of float32
-    and float64, was run on an emulator and compiled, but not yet on a GPU: it is taken where it is named.
+    gather and scatter compute in full float32, also where "tf32" is allowed; "tiled" then rounds to tf32, and a GPU
+    older than its instructions gathers instead. "tiled", the fast path, was run on an emulator and compiled, but not
+    yet on a GPU: it is taken where it is named.
     """
 
     algorithms: tuple[Algorithm, ...] = ("auto", "tiled", "gather", "scatter")
@@ -96,8 +98,9 @@ class CudaEngine:
         plan = geometry.plan
         added = arrays.nothing(output.dtype) if bias is None else bias
         place = (geometry.crops.left, groups, output)
-        if algorithm == "tiled":
-            fast.forward(input, weight, added, geometry, groups, stream, kept, output)
+        if algorithm == "tiled" and arrays.has_tensor_cores(stream):
+            arithmetic = arithmetic_of(output.dtype, precision)
+            fast.forward(input, weight, added, geometry, groups, arithmetic, stream, kept, output)
         elif algorithm == "scatter":
             _launch(fill_kernels.fill, launch.thread_each(output.size), stream, added, output)
             added_to = (input, weight, plan.stride, plan.dilation, *place)
@@ -121,8 +124,9 @@ class CudaEngine:
         """Overwrite grad_input (N, C_in, L_in) from grad_output and weight."""
         plan = geometry.plan
         place = (geometry.crops.left, groups, grad_input)
-        if algorithm == "tiled":
-            fast.grad_input(grad_output, weight, geometry, groups, stream, kept, grad_input)
+        if algorithm == "tiled" and arrays.has_tensor_cores(stream):
+            arithmetic = arithmetic_of(grad_input.dtype, precision)
+            fast.grad_input(grad_output, weight, geometry, groups, arithmetic, stream, kept, grad_input)
         elif algorithm == "scatter":
             _zero(grad_input, stream)
             added_to = (grad_output, weight, plan.stride, plan.dilation, plan.phase_step, plan.inverse, *place)
@@ -145,8 +149,9 @@ class CudaEngine:
         """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
         plan = geometry.plan
         operands = (grad_output, input, plan.stride, plan.dilation, geometry.crops.left, groups, grad_weight)
-        if algorithm == "tiled":
-            fast.grad_weight(grad_output, input, geometry, groups, stream, grad_weight)
+        if algorithm == "tiled" and arrays.has_tensor_cores(stream):
+            arithmetic = arithmetic_of(grad_weight.dtype, precision)
+            fast.grad_weight(grad_output, input, geometry, groups, arithmetic, stream, grad_weight)
         elif algorithm == "scatter":
             _zero(grad_weight, stream)
             _launch(grad_weight_kernels.scatter, launch.thread_each(input.size), stream, *operands)

@@ -238,6 +238,21 @@ def describe_device() -> dict[str, str]:
     }
 
 
+def has_tensor_cores(queue: Queue) -> bool:
+    """Whether the GPU has what the tiled kernels ask for: asynchronous copies, and tensor cores for all dtypes."""
+    return capability(queue.device) >= (8, 0)
+
+
+@functools.cache
+def capability(device: int) -> tuple[int, int]:
+    """The compute capability of a GPU; that of none is the emulator's, which has all instructions."""
+    if SIMULATED:
+        return 9, 0
+    with on_device(Queue(device, 0)):
+        major, minor = cuda.get_current_device().compute_capability
+    return major, minor
+
+
 def on_device(queue: Queue) -> contextlib.AbstractContextManager[Any]:
     """Makes the GPU of the queue the current one."""
     return contextlib.nullcontext() if len(cuda.gpus) == 1 else cuda.gpus[queue.device]

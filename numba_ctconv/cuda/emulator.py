@@ -1,4 +1,4 @@
-"""The twins of ptx.py and of Numba's `cuda` in NumPy, which run a kernel of simt.py a block at a time.
+"""The twins of ptx.py, ptx_elements.py and Numba's `cuda` in NumPy, which run a kernel of simt.py a block at a time.
 
 A lane is an element of a vector: what differs from thread to thread is an array of one element a thread, tuples have a
 second axis, and what all threads share is a plain integer. So the very code of a kernel runs here, index arithmetic
@@ -209,9 +209,9 @@ def load_run(count: int) -> Callable[[Shared, Any], Any]:
     return load
 
 
-def load_apart(count: int, step: int) -> Callable[[Shared, Any], Any]:
-    """As ptx.load_apart."""
-    return lambda array, index: array.read(index[:, None] + np.arange(count) * step)
+def load_steps(steps: tuple[int, ...]) -> Callable[[Shared, Any], Any]:
+    """As ptx.load_steps."""
+    return lambda array, index: array.read(index[:, None] + np.array(steps))
 
 
 def load_shared(array: Shared, index: Any) -> Any:
@@ -219,14 +219,18 @@ def load_shared(array: Shared, index: Any) -> Any:
     return array.read(np.broadcast_to(index, cuda.block.lanes.shape))
 
 
-def store_tile(rows: int, columns: int, step: int, pitch: int) -> Callable[[Shared, Any, Any], None]:
+def store_tile(
+    row_steps: tuple[int, ...], column_steps: tuple[int, ...], pitch: int
+) -> Callable[[Shared, Any, Any], None]:
     """As ptx.store_tile."""
-    offsets = (np.arange(rows)[:, None] * pitch + np.arange(columns) * step).ravel()
+    offsets = (np.array(row_steps)[:, None] * pitch + np.array(column_steps)).ravel()
     return lambda array, index, sums: array.write(index[:, None] + offsets, sums, True)
 
 
 def copy_sample(shared: Shared, index: Any, array: Any, n: Any, c: Any, l: Any, wanted: Any, inside: Any) -> None:
     """As ptx.copy_sample."""
+    if array.itemsize < 4:
+        raise RuntimeError("no copy of so few bytes is asynchronous")
     shared.write(index, load_sample(array, n, c, l, wanted & inside), wanted, arrives=False)
 
 
@@ -286,7 +290,7 @@ def _load(array: Any, indices: tuple[Any, ...], wanted: Any) -> Any:
         values[wanted] = _part(array, wanted).read(np.broadcast_to(indices[0], shape)[wanted])
         return values
     places = _places(array, indices, wanted)
-    values = np.zeros(shape, array.dtype)
+    values = np.zeros(shape, np.float32 if array.dtype.itemsize == 2 else array.dtype)
     values[wanted] = array[places]
     return values
 

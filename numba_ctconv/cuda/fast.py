@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 from ..geometry import Geometry, families
 from . import arrays, fill, packing, producers, product, tiles, weight_product
+from .arithmetic import Arithmetic
 from .arrays import Queue
 from .launch import Configuration, thread_each
+from .tile import tiles_of
 from .tiles import Layer
 
 Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
@@ -26,8 +28,9 @@ class Packed(NamedTuple):
 
 
 def forward(
-    input: Any, weight: Any, bias: Any, geometry: Geometry, groups: int, queue: Queue, kept: Kept | None, output: Any
-) -> None:
+    input: Any, weight: Any, bias: Any, geometry: Geometry, groups: int, arithmetic: Arithmetic, queue: Queue,
+    kept: Kept | None, output: Any,
+) -> None:  # fmt: skip
     """Forward, one product for each family of phases."""
     plan, crop = geometry.plan, geometry.crops.left
     if output.size == 0:
@@ -37,7 +40,7 @@ def forward(
     for family in families(plan):
         if family.taps == 0:
             continue
-        layer = tiles.forward_layer(plan, family, weight.shape, groups, weight.dtype.itemsize)
+        layer = tiles.forward_layer(plan, family, weight.shape, groups, arithmetic)
         key = ("forward", plan, groups, family.phases)
         packed = _packed(kept, key, weight, layer, family.phases + family.first_taps, plan.tap_step, False, queue)
         first = crop // plan.stride
@@ -46,33 +49,37 @@ def forward(
 
 
 def grad_input(
-    grad_output: Any, weight: Any, geometry: Geometry, groups: int, queue: Queue, kept: Kept | None, grad_input: Any
-) -> None:
+    grad_output: Any, weight: Any, geometry: Geometry, groups: int, arithmetic: Arithmetic, queue: Queue,
+    kept: Kept | None, grad_input: Any,
+) -> None:  # fmt: skip
     """The input gradient, one product."""
     plan = geometry.plan
     if grad_input.size == 0:
         return
-    layer = tiles.grad_input_layer(plan, weight.shape, groups, weight.dtype.itemsize)
+    layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
     packed = _packed(kept, ("grad_input", plan, groups), weight, layer, (0, 0), 1, True, queue)
     place = (-geometry.crops.left, 0, 0, grad_input.shape[2])
     _product(grad_output, packed, layer, place, arrays.nothing(grad_input.dtype), queue, grad_input)
 
 
-def grad_weight(grad_output: Any, input: Any, geometry: Geometry, groups: int, queue: Queue, grad_weight: Any) -> None:
+def grad_weight(
+    grad_output: Any, input: Any, geometry: Geometry, groups: int, arithmetic: Arithmetic, queue: Queue,
+    grad_weight: Any,
+) -> None:  # fmt: skip
     """The weight gradient, one product, in parts that are added up where one would not fill the GPU."""
-    shape, itemsize = grad_weight.shape, grad_weight.dtype.itemsize
-    tile = tiles.weight_tile(shape, groups, itemsize)
+    shape = grad_weight.shape
+    tile = tiles.weight_tile(shape, groups, arithmetic)
     sizes = tiles.weight_sizes(
-        geometry.plan, tile, shape, groups, input.shape[0], input.shape[2], geometry.crops.left, itemsize
+        geometry.plan, tile, shape, groups, input.shape[0], input.shape[2], geometry.crops.left, arithmetic
     )
     parts = tiles.parts_of(sizes)
     if parts == 1:
         target = arrays.batched(grad_weight)
     else:
-        memory = producers.workspace(parts * grad_weight.size, grad_weight, queue)
+        memory = producers.workspace(parts * grad_weight.size, arithmetic.word, grad_weight, queue)
         target = arrays.reshaped(memory, (parts, *shape))
     blocks = parts * groups * sizes.row_tiles * sizes.column_tiles
-    run = weight_product.weight_product(tile, itemsize)
+    run = weight_product.weight_product(tile, arithmetic)
     arrays.start(run, Configuration(blocks, tile.threads), queue, grad_output, input, sizes, target)
     if parts > 1:
         threads = weight_product.SUM_THREADS
@@ -85,21 +92,23 @@ def _packed(
     queue: Queue,
 ) -> Packed:  # fmt: skip
     """The packed weight: the layer's, packed at its first use on a GPU, or the call's."""
-    own: Packed | None = None if kept is None else kept.get((key, queue.device))
+    key = (key, layer.arithmetic, queue.device)
+    own: Packed | None = None if kept is None else kept.get(key)
     if own is not None:
         arrays.after(own.ready, queue)
         producers.keep(own.panels, queue)
         return own
-    panels = producers.workspace(layer.packed, weight, queue)
+    panels = producers.workspace(layer.packed, layer.arithmetic.word, weight, queue)
     view, phases = arrays.reshaped(panels, (layer.packed,)), _table(table, queue.device)
+    configuration = Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS)
     arrays.start(
-        packing.pack, Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS), queue, weight,
-        phases, int(by_input), layer.tile_rows, layer.row_tiles, layer.channels * layer.phases, layer.phases,
-        layer.term_channels, layer.taps, layer.stages, layer.stage_terms, tap_step, view,
+        packing.pack(layer.arithmetic), configuration, queue, weight, phases, int(by_input), layer.tile_rows,
+        layer.row_tiles, layer.channels * layer.phases, layer.phases, layer.term_channels, layer.taps, layer.stages,
+        layer.stage_words, layer.panel_words, tap_step, view,
     )  # fmt: skip
     own = Packed(view, phases, None if kept is None else arrays.mark(queue))
     if kept is not None:
-        kept[key, queue.device] = own
+        kept[key] = own
     return own
 
 
@@ -113,11 +122,11 @@ def _product(
     source: Any, packed: Packed, layer: Layer, place: tuple[int, int, int, int], bias: Any, queue: Queue, target: Any
 ) -> None:
     """Queue the product of a family; `place` is origin, crop_out, q_first, positions."""
-    batch, itemsize, positions = target.shape[0], target.dtype.itemsize, place[3]
-    tile = tiles.tile_for(layer, itemsize, batch, positions)
+    batch, arithmetic, positions = target.shape[0], layer.arithmetic, place[3]
+    tile = tiles.tile_for(layer, batch, positions)
     sizes = tiles.sizes_of(layer, tile, batch, *place)
     arguments = (source, packed.panels, packed.table, bias, sizes, target)
-    for other in tiles.TILES[itemsize, layer.tile_rows]:  # no later length is to wait for a compiler
-        arrays.compile_for(product.product(other, itemsize), arguments, queue)
+    for other in tiles_of(arithmetic)[layer.tile_rows]:  # no later length is to wait for a compiler
+        arrays.compile_for(product.product(other, arithmetic), arguments, queue)
     configuration = Configuration(tiles.blocks_of(sizes, tile, batch), tile.threads)
-    arrays.start(product.product(tile, itemsize), configuration, queue, *arguments)
+    arrays.start(product.product(tile, arithmetic), configuration, queue, *arguments)

@@ -178,9 +178,9 @@ def device(value: Any) -> int | None:
     return producer_of(value).device(value)
 
 
-def workspace(elements: int, like: Any, queue: Queue) -> Any:
-    """Memory for work on the queue, in the dtype and from the library that a view or a value comes from."""
-    return producer_of(arrays.owner_of(like)).empty((elements,), like.dtype, queue)
+def workspace(elements: int, dtype: np.dtype[Any], like: Any, queue: Queue) -> Any:
+    """Memory for work on the queue, from the library that a view or a value comes from."""
+    return producer_of(arrays.owner_of(like)).empty((elements,), dtype, queue)
 
 
 def keep(view: Any, queue: Queue) -> None:

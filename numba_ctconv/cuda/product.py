@@ -10,44 +10,59 @@ import functools
 
 import numpy as np
 
-from . import tiles
+from . import fragments, tiles
+from .multiply import pipeline, product_stage
 from .simt import cuda, device, kernel, ptx
+from .tile import BLOCK_STAGES, DEPTH, WORDS, thread_place
+from .words import as_multiplied, copy_channels, values_of
 
-BLOCK_STAGES, DEPTH, TERMS = tiles.BLOCK_STAGES, tiles.DEPTH, tiles.TERMS
 column_at, term_offset = device(tiles.column_at), device(tiles.term_offset)
 
 
-@device
-def direct_sum(source, panels, sizes, panel, tile_rows, group, item, q, row):
+@functools.cache
+def direct_sum(arithmetic):
     """The sum of one element, its absent samples left out: for tiles whose weights hold Inf or NaN."""
-    total = panels.dtype.type(0)
-    for first in range(0, sizes.stages, BLOCK_STAGES):
-        partial = panels.dtype.type(0)
-        for term in range(first * sizes.stage_terms, min(first + BLOCK_STAGES, sizes.stages) * sizes.stage_terms):
-            channel = term // sizes.taps
-            sample = q * sizes.step_in + sizes.origin + (term - channel * sizes.taps) * sizes.slope
-            inside = (channel < sizes.term_channels) & (item >= 0) & (sample >= 0) & (sample < source.shape[2])
-            value = ptx.load_sample(source, item, group * sizes.term_channels + channel, sample, inside)
-            weight = ptx.load_element(panels, panel + term * tile_rows + row, inside)
-            partial = ptx.multiply_add_where(partial, weight, value, inside)
-        total = total + partial
-    return total
+    terms = arithmetic.terms
+    place = device(fragments.weight_place if arithmetic.tensor else fragments.row_place)
+    multiplied = as_multiplied(arithmetic)
+    first, second = values_of(arithmetic)
+
+    @device
+    def direct(source, panels, sizes, panel, tile_rows, group, item, q, row):
+        total = panels.dtype.type(0)
+        for block in range(0, sizes.stages, BLOCK_STAGES):
+            partial = panels.dtype.type(0)
+            for stage in range(block, min(block + BLOCK_STAGES, sizes.stages)):
+                for t in range(sizes.stage_words):
+                    word = stage * sizes.stage_words + t
+                    channel = word // sizes.taps
+                    sample = q * sizes.step_in + sizes.origin + (word - channel * sizes.taps) * sizes.slope
+                    inside = (item >= 0) & (sample >= 0) & (sample < source.shape[2])
+                    at = panel + stage * (sizes.panel_words * tile_rows) + place(t, row, tile_rows)
+                    weights = ptx.load_element(panels, at, inside)
+                    channel = channel * terms
+                    there = inside & (channel < sizes.term_channels)
+                    value = ptx.load_sample(source, item, group * sizes.term_channels + channel, sample, there)
+                    partial = ptx.multiply_add_where(partial, first(weights), multiplied(value), there)
+                    if terms == 2:
+                        there = inside & (channel + 1 < sizes.term_channels)
+                        value = ptx.load_sample(source, item, group * sizes.term_channels + channel + 1, sample, there)
+                        partial = ptx.multiply_add_where(partial, second(weights), multiplied(value), there)
+            total = total + partial
+        return total
+
+    return direct
 
 
 @functools.cache
-def product(tile, itemsize):
-    """The kernel of a tile and an element size, for blocks of tile.threads."""
-    kind = np.dtype(f"f{itemsize}")
-    rows, columns, threads, across = tile.rows, tile.columns, tile.threads, tile.across
-    thread_rows, thread_columns = tile.thread_rows, tile.thread_columns
+def product(tile, arithmetic):
+    """The kernel of a tile and an arithmetic, for blocks of tile.threads."""
+    kind, vector = arithmetic.word, 16 // arithmetic.word_bytes
+    rows, columns, threads, pitch = tile.rows, tile.columns, tile.threads, tile.pitch
     panel_room, room_size = tile.panel_room, tile.room
-    stage_room = panel_room + tile.slab_room
-    vector = 16 // itemsize
-    zero_sums = ptx.zero_sums(kind, thread_rows * thread_columns)
-    load_weights = ptx.load_run(thread_rows)
-    load_samples = ptx.load_apart(thread_columns, across)
-    store_sums = ptx.store_tile(thread_rows, thread_columns, across, columns)
-    wait_for_stage, wait_for_all = ptx.wait(DEPTH - 2), ptx.wait(0)
+    place = device(thread_place(tile))
+    fetch, direct_sum_of = copy_channels(arithmetic), direct_sum(arithmetic)
+    store_sums = ptx.store_tile(tile.row_steps, tile.column_steps, pitch)
 
     @device
     def load_panel(panels, panel, room, at, count, thread):
@@ -64,14 +79,13 @@ def product(tile, itemsize):
         for r in range(0, sizes.stage_rows, threads // sizes.row_lanes):
             row = r + own_row
             channel = stage * sizes.stage_rows + row
-            there = (row < sizes.stage_rows) & (channel < sizes.term_channels)
             plane, position = lane % planes, lane // planes
             for k in range(0, sizes.width, sizes.row_lanes):
                 sample = first + k + lane
-                ptx.copy_sample(
+                fetch(
                     room, at + (row * planes + plane) * sizes.pitch + position, source, item,
-                    group * sizes.term_channels + channel, sample, (row < sizes.stage_rows) & (k + lane < sizes.width),
-                    there & (sample >= 0) & (sample < length),
+                    group * sizes.term_channels, channel, sizes.term_channels, sample,
+                    (row < sizes.stage_rows) & (k + lane < sizes.width), (sample >= 0) & (sample < length),
                 )  # fmt: skip
                 plane = plane + sizes.row_lanes % planes
                 over = plane // planes
@@ -80,11 +94,11 @@ def product(tile, itemsize):
 
     @device
     def load_dense(source, room, at, sizes, stage, group, column_item, column_q, thread):
-        """Begin to copy a row of columns for each of a stage's terms."""
+        """Begin to copy a row of columns for each of a stage's words."""
         lane, own_row = thread % sizes.row_lanes, thread // sizes.row_lanes
         for r in range(0, sizes.stage_rows, threads // sizes.row_lanes):
             row = r + own_row
-            term = stage * sizes.stage_terms + row
+            term = stage * sizes.stage_words + row
             channel = term // sizes.taps
             shift = sizes.origin + (term - channel * sizes.taps) * sizes.slope
             wanted = row < sizes.stage_rows
@@ -92,11 +106,25 @@ def product(tile, itemsize):
                 j = k + lane
                 item = ptx.load_element(column_item, j, j < columns)
                 sample = ptx.load_element(column_q, j, j < columns) * sizes.step_in + shift
-                inside = (channel < sizes.term_channels) & (item >= 0) & (sample >= 0) & (sample < source.shape[2])
-                ptx.copy_sample(
-                    room, at + row * columns + j, source, item, group * sizes.term_channels + channel, sample,
-                    wanted & (j < columns), inside,
+                fetch(
+                    room, at + row * pitch + j, source, item, group * sizes.term_channels, channel,
+                    sizes.term_channels, sample, wanted & (j < columns),
+                    (item >= 0) & (sample >= 0) & (sample < source.shape[2]),
                 )  # fmt: skip
+
+    @device
+    def load(stage, at, source, panels, room, sizes, panel, group, item, first, column_item, column_q, thread):
+        """Begin to copy a stage's weights and samples."""
+        count = sizes.panel_words * rows
+        load_panel(panels, panel + stage * count, room, at, count, thread)
+        if sizes.spaced:
+            load_spaced(source, room, at + panel_room, sizes, stage, group, item, first, thread)
+        else:
+            load_dense(source, room, at + panel_room, sizes, stage, group, column_item, column_q, thread)
+
+    zero_sums = ptx.zero_sums(kind, tile.thread_rows * tile.thread_columns)
+    stage_room = panel_room + tile.slab_room
+    sums_of = pipeline(zero_sums, load, product_stage(tile, arithmetic), DEPTH, BLOCK_STAGES, stage_room)
 
     @kernel(threads, tile.resident)
     def run(source, panels, phases, bias, sizes, output):
@@ -105,18 +133,20 @@ def product(tile, itemsize):
         room = cuda.shared.array(room_size, kind, alignment=16)
         column_item = cuda.shared.array(columns, np.int64)
         column_q = cuda.shared.array(columns, np.int64)
-        offsets = cuda.shared.array(TERMS, np.int64)
+        offsets = cuda.shared.array(WORDS, np.int64)
         batch, out_channels, length = output.shape
         tiles_down = sizes.groups * sizes.row_tiles
         row_tile, column_tile = cuda.blockIdx.x % tiles_down, cuda.blockIdx.x // tiles_down
         group, first_row = row_tile // sizes.row_tiles, row_tile % sizes.row_tiles * rows
-        count = sizes.stage_terms * rows
+        count = sizes.panel_words * rows
         panel = row_tile * sizes.stages * count
         for k in range(0, columns, threads):
             item, position = column_at(sizes, columns, batch, column_tile, k + thread)
             ptx.store_element(column_item, k + thread, item, k + thread < columns)
             ptx.store_element(column_q, k + thread, sizes.q_first + position, k + thread < columns)
-        ptx.store_element(offsets, thread, term_offset(sizes, columns, thread), thread < sizes.stage_terms)
+        # where a stage ends early, the rest of an instruction has zero weights, and samples that are there
+        offset = term_offset(sizes, thread * (thread < sizes.stage_words))
+        ptx.store_element(offsets, thread, offset, thread < WORDS)
         flags = tiles_down * sizes.stages * count + row_tile * sizes.stages
         infinite = thread < 0
         for k in range(0, sizes.stages, threads):
@@ -127,43 +157,10 @@ def product(tile, itemsize):
         low = min(0, (sizes.taps - 1) * sizes.slope)
         first = (sizes.q_first + position) * sizes.step_in + sizes.origin + low
 
-        across_at = thread % across
-        down_at = thread // across * thread_rows
-        total, partial = zero_sums(), zero_sums()
-        for ahead in range(DEPTH - 1 + stages):
-            if ahead >= DEPTH - 1:
-                wait_for_stage()
-                cuda.syncthreads()  # the stage is there for all, and the one before it no longer needed
-            if ahead < stages:
-                at = ahead % DEPTH * stage_room
-                load_panel(panels, panel + ahead * count, room, at, count, thread)
-                if sizes.spaced:
-                    load_spaced(source, room, at + panel_room, sizes, ahead, group, item, first, thread)
-                else:
-                    load_dense(source, room, at + panel_room, sizes, ahead, group, column_item, column_q, thread)
-            ptx.commit()
-            stage = ahead - (DEPTH - 1)
-            if stage >= 0:
-                at = stage % DEPTH * stage_room
-                weights_at, samples_at = at + down_at, at + panel_room + across_at
-                for t in range(0, sizes.stage_terms - 1, 2):  # two at a time, so that loads are under way in time
-                    one = samples_at + ptx.load_shared(offsets, t)
-                    other = samples_at + ptx.load_shared(offsets, t + 1)
-                    weights, samples = load_weights(room, weights_at + t * rows), load_samples(room, one)
-                    partial = ptx.multiply_add(partial, weights, samples)
-                    weights, samples = load_weights(room, weights_at + (t + 1) * rows), load_samples(room, other)
-                    partial = ptx.multiply_add(partial, weights, samples)
-                if sizes.stage_terms % 2:
-                    t = sizes.stage_terms - 1
-                    one = samples_at + ptx.load_shared(offsets, t)
-                    weights, samples = load_weights(room, weights_at + t * rows), load_samples(room, one)
-                    partial = ptx.multiply_add(partial, weights, samples)
-                if (stage + 1) % BLOCK_STAGES == 0 or stage + 1 == stages:
-                    total = ptx.add(total, partial)
-                    partial = zero_sums()
-        wait_for_all()
-        cuda.syncthreads()
-        store_sums(room, down_at * columns + across_at, total)
+        loaded = (source, panels, room, sizes, panel, group, item, first, column_item, column_q, thread)
+        total = sums_of(stages, loaded, (room, sizes, offsets, thread))
+        row, column = place(thread)
+        store_sums(room, row * pitch + column, total)
         cuda.syncthreads()
 
         last_row = min(first_row + rows, sizes.rows)
@@ -171,7 +168,7 @@ def product(tile, itemsize):
             first_phase = max(first_row - channel * sizes.phases, 0)
             own_phases = min(last_row - channel * sizes.phases, sizes.phases) - first_phase
             o = group * (out_channels // sizes.groups) + channel
-            added = bias[o] if bias.size > 0 else output.dtype.type(0)
+            added = ptx.load_element(bias, o, bias.size > 0)
             row_at = channel * sizes.phases + first_phase - first_row
             for k in range(0, columns * own_phases, threads):  # a run of the output: columns, and their phases
                 j, p = (k + thread) // own_phases, (k + thread) % own_phases
@@ -180,9 +177,9 @@ def product(tile, itemsize):
                 phase = ptx.load_element(phases, first_phase + p, j < columns)
                 l = q * sizes.step_out + phase - sizes.crop_out
                 there = (j < columns) & (item >= 0) & (l >= 0) & (l < length)
-                value = ptx.load_element(room, (row_at + p) * columns + j, j < columns)
+                value = ptx.load_element(room, (row_at + p) * pitch + j, j < columns)
                 if direct:
-                    value = direct_sum(source, panels, sizes, panel, rows, group, item, q, row_at + p)
+                    value = direct_sum_of(source, panels, sizes, panel, rows, group, item, q, row_at + p)
                 ptx.store_sample(output, item, o, l, value + added, there)
 
     return run

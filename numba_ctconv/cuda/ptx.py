@@ -1,22 +1,37 @@
-"""Instructions that Numba has no word for, as LLVM intrinsics: all PTX of the package, and all that builds LLVM code.
+"""Instructions that Numba has no word for, as LLVM intrinsics: registers, shared memory and asynchronous copies.
 
-emulator.py has a twin of each for blocks of NumPy lanes; simt.py chooses. Tuples hold what a thread keeps in registers:
-their elements are named by constants alone, so that nothing is addressed and nothing goes to local memory.
+ptx_elements.py has those for single elements and ptx_tensor.py those of tensor cores; the three hold all PTX of the
+package, and all that builds LLVM code. emulator.py and emulator_tensor.py have a twin of each for blocks of NumPy
+lanes; simt.py chooses. Tuples hold what a thread keeps in registers: their elements are named by constants alone, so
+that nothing is addressed and nothing goes to local memory.
 
-A port to numba-cuda's successor, numba-cuda-mlir, has no llvmlite under it and is a twin of this file. It needs, of
+A port to numba-cuda's successor, numba-cuda-mlir, has no llvmlite under it and is a twin of these files. It needs, of
 `cuda.experimental.inline_ptx`, the text of the assembly below, which stays as it is (operands are typed by NumPy dtypes
-there); `consteval` loops over local arrays in place of the tuples (multiply_add, zero_sums, add, load_run, load_apart,
-store_tile); and its VectorType for the 16 bytes of load_run. The kernels import nothing else of this kind; what is left
-of Numba in them are cuda.threadIdx, blockIdx, shared.array and syncthreads.
+there); `consteval` loops over local arrays in place of the tuples (multiply_add, zero_sums, add, load_run, load_steps,
+store_tile, and all of ptx_tensor.py); and its VectorType for the 16 bytes of load_run and load_weights. The kernels
+import nothing else of this kind; what is left of Numba in them are cuda.threadIdx, blockIdx, shared.array and
+syncthreads.
 """
 
-import numpy as np
 from llvmlite import ir
-from numba import cuda
 from numba.cuda import cgutils, types
 from numba.cuda.extending import intrinsic
 
-I32, I64 = ir.IntType(32), ir.IntType(64)
+from .ptx_elements import (  # noqa: F401  # for the kernels
+    I32,
+    I64,
+    any_of_block,
+    bit,
+    load_element,
+    load_sample,
+    load_weight,
+    multiply_add_where,
+    pointer,
+    store_element,
+    store_sample,
+    store_weight,
+)
+
 VECTOR_BYTES = 16  # the most that one instruction moves
 SHARED = 3  # LLVM's number of the address space
 
@@ -93,7 +108,7 @@ def load_run(count):
             lanes = min(count, VECTOR_BYTES * 8 // array.dtype.bitwidth)
             values = []
             for k in range(0, count, lanes):
-                at = _pointer(context, builder, array, args[0], builder.add(args[1], args[1].type(k)))
+                at = pointer(context, builder, array, args[0], builder.add(args[1], args[1].type(k)))
                 vector = builder.bitcast(at, ir.VectorType(element, lanes).as_pointer())
                 loaded = builder.load(vector, align=lanes * array.dtype.bitwidth // 8)
                 values += [builder.extract_element(loaded, I32(lane)) for lane in range(lanes)]
@@ -104,17 +119,17 @@ def load_run(count):
     return emit
 
 
-def load_apart(count, step):
-    """A loader of elements that lie `step` apart: load_apart(array, index) -> tuple."""
+def load_steps(steps):
+    """A loader of elements that lie at fixed steps from one: load_steps(array, index) -> tuple."""
 
     @intrinsic
     def emit(typingctx, array, index):
         def codegen(context, builder, signature, args):
-            at = [builder.add(args[1], args[1].type(k * step)) for k in range(count)]
-            values = [builder.load(_pointer(context, builder, array, args[0], index)) for index in at]
+            at = [builder.add(args[1], args[1].type(step)) for step in steps]
+            values = [builder.load(pointer(context, builder, array, args[0], index)) for index in at]
             return cgutils.pack_array(builder, values)
 
-        return types.UniTuple(array.dtype, count)(array, index), codegen
+        return types.UniTuple(array.dtype, len(steps))(array, index), codegen
 
     return emit
 
@@ -124,20 +139,21 @@ def load_shared(typingctx, array, index):
     """array[index], of which Numba would ask whether the index counts from the end."""
 
     def codegen(context, builder, signature, args):
-        return builder.load(_pointer(context, builder, array, *args))
+        return builder.load(pointer(context, builder, array, *args))
 
     return array.dtype(array, index), codegen
 
 
-def store_tile(rows, columns, step, pitch):
-    """A store of rows × columns: store_tile(array, index, tuple), columns `step` and rows `pitch` apart."""
+def store_tile(row_steps, column_steps, pitch):
+    """A store of a tile: store_tile(array, index, tuple), rows and columns at fixed steps from the first."""
+    steps = [row * pitch + column for row in row_steps for column in column_steps]
 
     @intrinsic
     def emit(typingctx, array, index, sums):
         def codegen(context, builder, signature, args):
-            for k, value in enumerate(cgutils.unpack_tuple(builder, args[2])):
-                offset = args[1].type(k // columns * pitch + k % columns * step)
-                builder.store(value, _pointer(context, builder, array, args[0], builder.add(args[1], offset)))
+            for step, value in zip(steps, cgutils.unpack_tuple(builder, args[2]), strict=True):
+                at = builder.add(args[1], args[1].type(step))
+                builder.store(value, pointer(context, builder, array, args[0], at))
             return context.get_dummy_value()
 
         return types.void(array, index, sums), codegen
@@ -153,7 +169,7 @@ def copy_sample(typingctx, shared, index, array, n, c, l, wanted, inside):
     """Begin shared[index] = array[n, c, l], or 0 where that is not inside; nothing where it is not wanted."""
 
     def codegen(context, builder, signature, args):
-        source = _pointer(context, builder, array, args[2], *args[3:6])
+        source = pointer(context, builder, array, args[2], *args[3:6])
         _copy(context, builder, shared, args[0], args[1], source, array.dtype.bitwidth // 8, args[6], args[7])
         return context.get_dummy_value()
 
@@ -165,7 +181,7 @@ def copy_vector(typingctx, shared, index, array, position, wanted):
     """Begin the copy of 16 bytes, shared[index ..] = array[position ..], where wanted; both aligned to them."""
 
     def codegen(context, builder, signature, args):
-        source = _pointer(context, builder, array, args[2], args[3])
+        source = pointer(context, builder, array, args[2], args[3])
         _copy(context, builder, shared, args[0], args[1], source, VECTOR_BYTES, args[4], None)
         return context.get_dummy_value()
 
@@ -174,15 +190,15 @@ def copy_vector(typingctx, shared, index, array, position, wanted):
 
 def _copy(context, builder, shared, array, index, source, size, wanted, inside):
     """cp.async: where the second size is 0, nothing is read and zeros are written."""
-    target = builder.addrspacecast(_pointer(context, builder, shared, array, index), ir.IntType(8).as_pointer(SHARED))
-    read = I32(size) if inside is None else builder.select(_bit(builder, inside), I32(size), I32(0))
+    target = builder.addrspacecast(pointer(context, builder, shared, array, index), ir.IntType(8).as_pointer(SHARED))
+    read = I32(size) if inside is None else builder.select(bit(builder, inside), I32(size), I32(0))
     through = "cg" if size == VECTOR_BYTES else "ca"  # 4 and 8 bytes go through the first-level cache, and only they
     code = f"{{ .reg .pred p; setp.ne.b32 p, $3, 0; @p cp.async.{through}.shared.global [$0], [$1], {size}, $2; }}"
     operands = [
         builder.ptrtoint(target, I32),
         builder.ptrtoint(source, I64),
         read,
-        builder.zext(_bit(builder, wanted), I32),
+        builder.zext(bit(builder, wanted), I32),
     ]
     kind = ir.FunctionType(ir.VoidType(), [I32, I64, I32, I32])
     builder.call(ir.InlineAsm(kind, code, "r,l,r,r,~{memory}", side_effect=True), operands)
@@ -210,81 +226,3 @@ def _fixed(code):
         return context.get_dummy_value()
 
     return codegen
-
-
-def _pointer(context, builder, kind, array, *indices):
-    """The address of an element, whatever the strides; indices are not negative."""
-    struct = context.make_array(kind)(context, builder, value=array)
-    return cgutils.get_item_pointer(context, builder, kind, struct, list(indices), wraparound=False)
-
-
-def _bit(builder, truth):
-    return truth if truth.type.width == 1 else builder.icmp_unsigned("!=", truth, truth.type(0))
-
-
-# --- one element, where it is wanted ----------------------------------------------------------------------------------
-
-
-@cuda.jit(device=True)
-def load_element(array, index, wanted):
-    """array[index], or 0 where it is not wanted."""
-    value = array.dtype.type(0)
-    if wanted:
-        value = array[index]
-    return value
-
-
-@cuda.jit(device=True)
-def load_sample(array, n, c, l, wanted):
-    """array[n, c, l], or 0 where it is not wanted."""
-    value = array.dtype.type(0)
-    if wanted:
-        value = array[n, c, l]
-    return value
-
-
-@cuda.jit(device=True)
-def load_weight(array, part, i, o, k, wanted):
-    """array[part, i, o, k], or 0 where it is not wanted."""
-    value = array.dtype.type(0)
-    if wanted:
-        value = array[part, i, o, k]
-    return value
-
-
-@cuda.jit(device=True)
-def store_element(array, index, value, wanted):
-    """array[index] = value where wanted."""
-    if wanted:
-        array[index] = value
-
-
-@cuda.jit(device=True)
-def store_sample(array, n, c, l, value, wanted):
-    """array[n, c, l] = value where wanted."""
-    if wanted:
-        array[n, c, l] = value
-
-
-@cuda.jit(device=True)
-def store_weight(array, part, i, o, k, value, wanted):
-    """array[part, i, o, k] = value where wanted."""
-    if wanted:
-        array[part, i, o, k] = value
-
-
-@cuda.jit(device=True)
-def any_of_block(truth):
-    """A barrier, and whether something holds for any thread."""
-    return cuda.syncthreads_or(np.int32(1) if truth else np.int32(0)) != 0
-
-
-@intrinsic
-def multiply_add_where(typingctx, total, a, b, wanted):
-    """A sum with a product added, rounded once, where that is wanted; else as it was."""
-
-    def codegen(context, builder, signature, args):
-        total_, a_, b_, wanted_ = args
-        return builder.select(_bit(builder, wanted_), builder.fma(a_, b_, total_), total_)
-
-    return total(total, a, b, wanted), codegen

@@ -9,14 +9,16 @@ from typing import Any
 
 import numba.cuda
 
-from . import emulator
+from . import emulator, emulator_tensor
 from .arrays import SIMULATED
 
 if not SIMULATED:
     from . import ptx as compiled
+    from . import ptx_tensor as compiled_tensor
 
 cuda: Any = emulator.cuda if SIMULATED else numba.cuda
 ptx: Any = emulator if SIMULATED else compiled
+tensor: Any = emulator_tensor if SIMULATED else compiled_tensor
 
 
 def kernel(threads: int, blocks: int) -> Any:
@@ -27,5 +29,5 @@ def kernel(threads: int, blocks: int) -> Any:
 
 
 def device(function: Any) -> Any:
-    """Decorate a function that kernels call."""
-    return function if SIMULATED else cuda.jit(device=True)(function)
+    """Decorate a function that kernels call, and whose tuples stay in registers: it is always inlined."""
+    return function if SIMULATED else cuda.jit(device=True, forceinline=True)(function)

@@ -7,11 +7,12 @@ Forward and grad_input are, for a family of phases that share their shifts, one 
 with c over the channels that are summed and m over the taps of a phase, in the order (c, m): forward reads an earlier
 sample with every tap (step_in 1, slope -dilation/phase_step) and interleaves its phases; grad_input reads a later one
 (step_in stride, slope dilation) and has one phase. A block of threads owns a tile of rows (o, phase) and columns
-(item, q). It sums stage after stage of terms, which wait in shared memory.
+(item, q). It sums stage after stage of terms, which wait in shared memory as words (arithmetic.py): a word is a term
+or, of halves, two channels at one tap, and where "term", "channel" and c count for a stage, they count words.
 
 A stage's samples lie there in one of two ways. *Spaced*: the samples that a channel's taps reach, once, parted into
 step_in planes so that a tap is an offset; the columns of a tile belong to one item. *Dense*: a row of columns for every
-term; columns of several items follow each other. Which of the two, and how many columns a tile has, may follow from
+word; columns of several items follow each other. Which of the two, and how many columns a tile has, may follow from
 batch and length, since neither changes what an element sums, nor in which order.
 """
 
@@ -20,73 +21,19 @@ import math
 from typing import Any, NamedTuple
 
 from ..geometry import Family, Plan
+from .arithmetic import Arithmetic
+from .tile import BANKS, BLOCK_STAGES, WORDS, Tile, tiles_of, weight_tiles_of
 
-TERMS = 16  # of a stage, at most: a shared-memory row each
-BLOCK_STAGES = 2  # of a partial sum: up to 32 terms, so that rounding stays near that of pairwise sums
-BANKS = 32
 ENOUGH_BLOCKS = 256  # two for each multiprocessor of a large chip: below that, narrower tiles use more of it
-PART_STAGES = 128  # of grad_weight, that are summed in one go if memory allows: 2048 samples
+PART_TERMS = 2048  # samples of grad_weight that are summed in one go if memory allows
 WORKSPACE_BYTES = 48 * 2**20  # for parts of grad_weight
 SLACK = 8  # part of the columns that spaced tiles may waste
 
 
-class Tile(NamedTuple):
-    """A block's share of the product, and each thread's of that: rows next to each other, columns `across` apart."""
-
-    rows: int
-    columns: int
-    thread_rows: int
-    thread_columns: int
-    resident: int  # blocks that share a multiprocessor, by their registers and shared memory
-
-    @property
-    def across(self) -> int:
-        """Threads along the columns; a warp reads neighbouring samples, whatever the tap's offset."""
-        return self.columns // self.thread_columns
-
-    @property
-    def threads(self) -> int:
-        """Of a block."""
-        return self.rows // self.thread_rows * self.across
-
-    @property
-    def panel_room(self) -> int:
-        """Elements of a stage's weights."""
-        return TERMS * self.rows
-
-    @property
-    def slab_room(self) -> int:
-        """Elements of a stage's samples."""
-        return TERMS * self.columns
-
-    @property
-    def input_pitch(self) -> int:
-        """Elements from sample to sample of a transposed stage: copies of neighbours go to different banks."""
-        return self.rows + 4
-
-    @property
-    def room(self) -> int:
-        """Elements of shared memory: as many stages as its 48 KiB hold, or the sums of a tile on their way out."""
-        return max(DEPTH * (self.panel_room + self.slab_room), self.rows * self.columns)
-
-
-DEPTH = 3  # stages in shared memory: one is computed while two arrive
-
-# By element size and rows of a tile, the widest first; all of 128 threads. The first keeps 64 sums and as many partial
-# ones in a thread's registers and issues 11 loads for 64 products; two of its blocks share a multiprocessor, so a
-# scheduler has two warps of 64 independent products each to hide behind. Where rows or columns are few, tiles are
-# smaller: more blocks, of which more share a multiprocessor.
-TILES = {
-    (4, 64): (Tile(64, 128, 8, 8, 2), Tile(64, 32, 4, 4, 4)),
-    (4, 16): (Tile(16, 128, 4, 4, 4), Tile(16, 32, 2, 2, 4)),
-    (8, 64): (Tile(64, 32, 4, 4, 2),),
-    (8, 16): (Tile(16, 32, 2, 2, 3),),
-}
-
-
 class Layer(NamedTuple):
-    """One family's product, as the layer alone decides it."""
+    """One family's product, as the layer and the arithmetic alone decide it."""
 
+    arithmetic: Arithmetic
     tile_rows: int
     groups: int
     term_channels: int
@@ -94,10 +41,15 @@ class Layer(NamedTuple):
     channels: int  # of the target, in a group
     phases: int
     stages: int
-    stage_terms: int
+    stage_words: int
     step_in: int
     step_out: int
     slope: int
+
+    @property
+    def panel_words(self) -> int:
+        """Words of a row in a packed stage: whole instructions of them, the last ones zeros."""
+        return -(-self.stage_words // self.arithmetic.step) * self.arithmetic.step
 
     @property
     def row_tiles(self) -> int:
@@ -107,7 +59,7 @@ class Layer(NamedTuple):
     @property
     def panel(self) -> int:
         """Elements of a stage of a tile of rows."""
-        return self.stage_terms * self.tile_rows
+        return self.panel_words * self.tile_rows
 
     @property
     def packed(self) -> int:
@@ -125,7 +77,8 @@ class Sizes(NamedTuple):
     term_channels: int
     taps: int
     stages: int
-    stage_terms: int
+    stage_words: int
+    panel_words: int
     stage_rows: int
     spaced: int
     step_in: int
@@ -154,33 +107,35 @@ class WeightSizes(NamedTuple):
 
 
 @functools.lru_cache(maxsize=256)
-def forward_layer(plan: Plan, family: Family, weight_shape: tuple[int, int, int], groups: int, itemsize: int) -> Layer:
+def forward_layer(
+    plan: Plan, family: Family, weight_shape: tuple[int, int, int], groups: int, arithmetic: Arithmetic
+) -> Layer:
     """The product of a family of phases of the forward pass that has taps."""
     slope = -(plan.dilation // plan.phase_step)
     channels = (weight_shape[0] // groups, weight_shape[1])
-    return _layer(*channels, groups, family.taps, len(family.phases), 1, plan.stride, slope, itemsize)
+    return _layer(*channels, groups, family.taps, len(family.phases), 1, plan.stride, slope, arithmetic)
 
 
 @functools.lru_cache(maxsize=256)
-def grad_input_layer(plan: Plan, weight_shape: tuple[int, int, int], groups: int, itemsize: int) -> Layer:
+def grad_input_layer(plan: Plan, weight_shape: tuple[int, int, int], groups: int, arithmetic: Arithmetic) -> Layer:
     """The product of the input gradient."""
     channels = (weight_shape[1], weight_shape[0] // groups)
-    return _layer(*channels, groups, plan.kernel_size, 1, plan.stride, 1, plan.dilation, itemsize)
+    return _layer(*channels, groups, plan.kernel_size, 1, plan.stride, 1, plan.dilation, arithmetic)
 
 
 def _layer(
     term_channels: int, channels: int, groups: int, taps: int, phases: int, step_in: int, step_out: int, slope: int,
-    itemsize: int,
+    arithmetic: Arithmetic,
 ) -> Layer:  # fmt: skip
-    # whole channels, so that a spaced stage needs no others; more taps than a stage has terms are cut anywhere
-    stage_terms = TERMS // taps * taps or TERMS
-    stages = -(-term_channels * taps // stage_terms)
-    tile_rows = min(
-        (rows for size, rows in TILES if size == itemsize), key=lambda rows: _padded(channels * phases, rows)
-    )
+    # whole channels, so that a spaced stage needs no others; more taps than a stage has words are cut anywhere
+    stage_words = WORDS // taps * taps or WORDS
+    channel_words = -(-term_channels // arithmetic.terms)
+    stages = -(-channel_words * taps // stage_words)
+    tile_rows = min(tiles_of(arithmetic), key=lambda rows: _padded(channels * phases, rows))
     return Layer(
-        tile_rows, groups, term_channels, taps, channels, phases, stages, stage_terms, step_in, step_out, slope
-    )
+        arithmetic, tile_rows, groups, term_channels, taps, channels, phases, stages, stage_words, step_in, step_out,
+        slope,
+    )  # fmt: skip
 
 
 def _padded(rows: int, tile_rows: int) -> tuple[int, int]:
@@ -193,27 +148,33 @@ def sizes_of(layer: Layer, tile: Tile, batch: int, origin: int, crop_out: int, q
     """What the kernel is told: spaced where that fits and wastes few columns."""
     reach = (layer.taps - 1) * abs(layer.slope)
     width = (tile.columns - 1) * layer.step_in + reach + 1
-    pitch = pitch_of(-(-width // layer.step_in), layer.step_in)
-    rows = layer.stage_terms // layer.taps  # channels of a stage; none where it is a part of one
+    pitch = (fragment_pitch if tile.tensor else pitch_of)(-(-width // layer.step_in), layer.step_in, layer.taps)
+    rows = layer.stage_words // layer.taps  # channels of a stage; none where it is a part of one
     spaced = rows > 0 and rows * layer.step_in * pitch <= tile.slab_room
     by_item, together = batch * -(-positions // tile.columns), -(-batch * positions // tile.columns)
     if not spaced or by_item * SLACK > together * (SLACK + 1):
-        spaced, rows, width, pitch = False, layer.stage_terms, tile.columns, tile.columns
+        spaced, rows, width, pitch = False, layer.stage_words, tile.columns, tile.pitch
     lanes = 32
     while lanes < tile.threads and rows * lanes < tile.threads and width > lanes:
         lanes *= 2
     return Sizes(
         layer.groups, layer.row_tiles, layer.channels * layer.phases, layer.phases, layer.term_channels, layer.taps,
-        layer.stages, layer.stage_terms, rows, int(spaced), layer.step_in, layer.slope, origin, layer.step_out,
-        crop_out, q_first, positions, width, pitch, lanes,
+        layer.stages, layer.stage_words, layer.panel_words, rows, int(spaced), layer.step_in, layer.slope, origin,
+        layer.step_out, crop_out, q_first, positions, width, pitch, lanes,
     )  # fmt: skip
 
 
-def pitch_of(width: int, planes: int) -> int:
+def pitch_of(width: int, planes: int, taps: int) -> int:  # noqa: ARG001  # as fragment_pitch
     """Elements from plane to plane: neighbouring samples go to neighbouring planes, and should go to other banks."""
     if planes == 1:
         return width
     apart = max(1, BANKS // planes)
+    return width + (apart - width) % BANKS
+
+
+def fragment_pitch(width: int, planes: int, taps: int) -> int:
+    """The same for lanes of a fragment, which read eight columns of four neighbouring terms at once."""
+    apart = 8 if taps == 1 or planes > 2 else 16  # four rows of planes in which the terms lie, or two
     return width + (apart - width) % BANKS
 
 
@@ -229,31 +190,35 @@ def blocks_of(sizes: Sizes, tile: Tile, batch: int) -> int:
     return sizes.groups * sizes.row_tiles * column_tiles(sizes, tile, batch)
 
 
-def tile_for(layer: Layer, itemsize: int, batch: int, positions: int) -> Tile:
+def tile_for(layer: Layer, batch: int, positions: int) -> Tile:
     """The widest tile of which there are enough to fill a chip, else the narrowest."""
-    tiles = TILES[itemsize, layer.tile_rows]
+    tiles = tiles_of(layer.arithmetic)[layer.tile_rows]
     for tile in tiles:
         if layer.groups * layer.row_tiles * (batch * positions // tile.columns) >= ENOUGH_BLOCKS:
             return tile
     return tiles[-1]
 
 
-def weight_tile(shape: tuple[int, int, int], groups: int, itemsize: int) -> Tile:
+def weight_tile(shape: tuple[int, int, int], groups: int, arithmetic: Arithmetic) -> Tile:
     """The tile of grad_weight (C_in, C_out/groups, K)."""
-    rows = min((r for size, r in TILES if size == itemsize), key=lambda r: _padded(shape[0] // groups, r))
-    return TILES[itemsize, rows][0 if shape[1] * shape[2] > TILES[itemsize, rows][-1].columns else -1]
+    columns = shape[1] * shape[2]
+    tiles = weight_tiles_of(arithmetic)
+    enough = [rows for rows in tiles if columns > 32 or tiles[rows][-1].columns == 32]
+    own = tiles[min(enough, key=lambda rows: _padded(shape[0] // groups, rows))]
+    return own[0 if columns > own[-1].columns else -1]
 
 
 def weight_sizes(
     plan: Plan, tile: Tile, shape: tuple[int, int, int], groups: int, batch: int, input_length: int, crop_left: int,
-    itemsize: int,
+    arithmetic: Arithmetic,
 ) -> WeightSizes:  # fmt: skip
     """How grad_weight is cut: into enough parts to fill a chip, and short ones for accuracy, as memory allows."""
     row_tiles = -(-shape[0] // groups // tile.rows)
     column_tiles = -(-shape[1] * shape[2] // tile.columns)
-    stages = -(-batch * input_length // TERMS)
-    wanted = max(-(-ENOUGH_BLOCKS // (groups * row_tiles * column_tiles)), -(-stages // PART_STAGES))
-    most = min(WORKSPACE_BYTES // (math.prod(shape) * itemsize), -(-stages // BLOCK_STAGES))
+    stages = -(-batch * input_length // (WORDS * arithmetic.terms))
+    part_most = PART_TERMS // (WORDS * arithmetic.terms)
+    wanted = max(-(-ENOUGH_BLOCKS // (groups * row_tiles * column_tiles)), -(-stages // part_most))
+    most = min(WORKSPACE_BYTES // (math.prod(shape) * arithmetic.word_bytes), -(-stages // BLOCK_STAGES))
     part_stages = -(-stages // max(1, min(wanted, most)))
     part_stages = max(1, -(-part_stages // BLOCK_STAGES)) * BLOCK_STAGES
     return WeightSizes(groups, row_tiles, column_tiles, stages, part_stages, plan.stride, plan.dilation, crop_left)
@@ -283,22 +248,22 @@ def column_at(sizes: Sizes, columns: int, batch: int, column_tile: int, j: Any) 
     return item * there - (1 - there), position
 
 
-def term_offset(sizes: Sizes, columns: int, t: Any) -> Any:
+def term_offset(sizes: Sizes, t: Any) -> Any:
     """Where in a stage's samples column 0 of term t lies."""
     if sizes.spaced:
         low = min(0, (sizes.taps - 1) * sizes.slope)
         channel = t // sizes.taps
         sample = (t - channel * sizes.taps) * sizes.slope - low
         return (channel * sizes.step_in + sample % sizes.step_in) * sizes.pitch + sample // sizes.step_in
-    return t * columns
+    return t * sizes.pitch
 
 
 def stage_meets_edge(
-    sizes: WeightSizes, stage: int, batch: int, length: int, out_length: int, kernel_size: int
+    sizes: WeightSizes, stage: int, stage_terms: int, batch: int, length: int, out_length: int, kernel_size: int
 ) -> bool:
     """Whether a tap meets no sample of grad_output in a stage of grad_weight."""
-    begin = stage * TERMS
-    end = min(begin + TERMS, batch * length) - 1
+    begin = stage * stage_terms
+    end = min(begin + stage_terms, batch * length) - 1
     first, last = begin % length, end % length
     if begin // length != end // length:
         first, last = 0, length - 1

@@ -57,27 +57,41 @@ for kind in (types.float16, types.bfloat16, types.float32, types.float64):
 """
 
 
-# Every tile that there is, so all that a layer and a length can ask for.
+# Every tile that there is, so all that a layer and a length can ask for. The weight gradient of halves is stored in
+# their dtype or, where it is summed in parts, in float32.
 TILED = """
-from numba_ctconv.cuda import packing, product, tiles, weight_product
+from numba_ctconv.cuda import arithmetic, packing, product, tile, tiles, weight_product
 def keep(name, kernel, *signature):
     bounds = kernel.targetoptions["launch_bounds"]
     ptx[name] = cuda.compile_ptx(kernel.py_func, signature, cc=capability, launch_bounds=bounds)[0]
 i = types.int64
+integers = types.Array(i, 1, "A")
 places = types.NamedUniTuple(i, len(tiles.Sizes._fields), tiles.Sizes)
 cuts = types.NamedUniTuple(i, len(tiles.WeightSizes._fields), tiles.WeightSizes)
-for (itemsize, rows), own in tiles.TILES.items():
-    kind = {4: types.float32, 8: types.float64}[itemsize]
-    v, a, parts = (types.Array(kind, dimensions, "A") for dimensions in (1, 3, 4))
-    integers = types.Array(i, 1, "A")
-    keep(f"pack {kind}", packing.pack, a, integers, *[i] * 10, v)
-    keep(f"add_parts {kind}", weight_product.add_parts, parts, a)
-    for tile in own:
-        name = f"{rows} x {tile.columns} {kind}"
-        keep(f"product {name}", product.product(tile, itemsize), a, v, integers, v, places, a)
-        keep(f"weight_product {name}", weight_product.weight_product(tile, itemsize), a, a, cuts, parts)
+for own in arithmetic.ALL:
+    kind = getattr(types, own.name.replace("tf32", "float32"))
+    word = getattr(types, own.word.name)
+    a, bias, panels = types.Array(kind, 3, "A"), types.Array(kind, 1, "A"), types.Array(word, 1, "A")
+    keep(f"pack {own.name}", packing.pack(own), a, integers, *[i] * 11, panels)
+    if own.name != "tf32":
+        keep(f"add_parts {own.name}", weight_product.add_parts, types.Array(word, 4, "A"), a)
+    for rows, shapes in tile.tiles_of(own).items():
+        for each in shapes:
+            name = f"{rows} x {each.columns}"
+            keep(f"product {name} {own.name}", product.product(each, own), a, panels, integers, bias, places, a)
+    for rows, shapes in tile.weight_tiles_of(own).items():
+        for each in shapes:
+            name = f"{rows} x {each.columns}"
+            for sums in {kind, word}:
+                run = weight_product.weight_product(each, own)
+                keep(f"weight_product {name} into {sums} {own.name}", run, a, a, cuts, types.Array(sums, 4, "A"))
 """
 MOST_SPECIALISATIONS = 60
+MULTIPLIES = {
+    "tf32": "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
+    "float16": "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
+    "bfloat16": "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
+}
 
 
 def compiled(kernels, major):
@@ -164,10 +178,20 @@ def test_tiled_kernels_stay_in_their_dtype_and_need_no_atomics(tiled):
     assert 0 < len(codes) <= MOST_SPECIALISATIONS
     for name, code in codes.items():
         assert not re.search(r"(?<![.\w])(?:atom|red)\.", code), name  # bar.red is a barrier
-        assert not (name.endswith("float32") and ".f64" in code), name
+        assert name.endswith("float64") or ".f64" not in code, name
+        assert "call" not in re.findall(r"\bcall\b", code), name
         if "product" in name:
-            assert f"fma.rn.f{name[-2:]}" in code, name
+            instruction = MULTIPLIES.get(name.split()[-1], f"fma.rn.f{name[-2:]}")
+            assert instruction in code, name
+            for other in set(MULTIPLIES.values()) - {instruction}:
+                assert other not in code, name
             assert "cp.async" in code, name
+
+
+def test_tensor_cores_take_rounded_operands(tiled):
+    _, codes = tiled
+    for name, code in codes.items():
+        assert ("cvt.rna.tf32.f32" in code) == (name.endswith(" tf32")), name
 
 
 def test_tiled_kernels_assemble_without_spills(tiled, tmp_path):
@@ -187,4 +211,4 @@ def test_tiled_kernels_assemble_without_spills(tiled, tmp_path):
         command = [ptxas, "-v", f"-arch=sm_{major}0", str(source), "-o", str(tmp_path / "kernel.cubin")]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, (name, done.stderr)
-        assert " 0 bytes spill stores, 0 bytes spill loads" in done.stderr, (name, done.stderr)
+        assert " 0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in done.stderr, (name, done.stderr)

@@ -181,11 +181,10 @@ def test_halves_are_the_float32_result_rounded_once(dtype, exact):
         same_bits(gradient, full)
 
 
-@pytest.mark.parametrize("algorithm", ["scatter", "tiled"])
-def test_halves_are_summed_by_gather_alone(algorithm):
+def test_halves_are_not_scattered():
     x, w, b, dy = on_device([a.astype(np.float16) for a in PARTIAL.operands()])
-    message = '`algorithm` must be "auto" or "gather" with float16 arrays'
+    message = '`algorithm` must be "auto", "tiled" or "gather" with float16 arrays'
     with pytest.raises(ValueError, match=message):
-        nc.conv_transpose1d(x, w, b, **PARTIAL.forward_parameters, algorithm=algorithm)
+        nc.conv_transpose1d(x, w, b, **PARTIAL.forward_parameters, algorithm="scatter")
     with pytest.raises(ValueError, match=message):
-        nc.conv_transpose1d_backward(dy, x, w, **PARTIAL.backward_parameters, algorithm=algorithm)
+        nc.conv_transpose1d_backward(dy, x, w, **PARTIAL.backward_parameters, algorithm="scatter")

@@ -3,6 +3,7 @@
 test_operations.py holds all algorithms against the definition; here is what only the tiles can get wrong.
 """
 
+import importlib.util
 import itertools
 import math
 
@@ -18,11 +19,23 @@ from strategies import problems
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import Problem, layer_problems
-from numba_ctconv.cuda import arrays, emulator, packing, simt, tiles
+from numba_ctconv.cuda import arithmetic, arrays, emulator, fast, fragments, multiply, packing, simt, tile, tiles
+from numba_ctconv.cuda.arithmetic import arithmetic_of
 from numba_ctconv.geometry import families, plan
 
 emulated = pytest.mark.skipif(not arrays.SIMULATED, reason="there is a GPU, which the emulator stands in for")
-dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
+# what a caller says for each arithmetic
+ARITHMETICS = {
+    "float32": (np.float32, "ieee"),
+    "float64": (np.float64, "ieee"),
+    "tf32": (np.float32, "tf32"),
+    "float16": (np.float16, "ieee"),
+    "bfloat16": ("bfloat16", "ieee"),
+}
+if importlib.util.find_spec("ml_dtypes") is None:  # which gives NumPy that dtype
+    del ARITHMETICS["bfloat16"]
+arithmetics = pytest.mark.parametrize(("dtype", "precision"), ARITHMETICS.values(), ids=ARITHMETICS)
+every = pytest.mark.parametrize("own", arithmetic.ALL, ids=lambda own: own.name)
 
 
 def on_device(operands):
@@ -36,18 +49,24 @@ def forward(problem, operands, **options):
     return out.copy_to_host()
 
 
-def backward(problem, operands):
+def backward(problem, operands, **options):
     """The gradients of input and weight."""
     x, w, _, dy = on_device(operands)
     out = nc.Gradients(*(cuda.to_device(np.full(a.shape, np.nan, a.dtype)) for a in (x, w)), None)
     nc.conv_transpose1d_backward(
-        dy, x, w, **problem.backward_parameters, algorithm="tiled", needs=("input", "weight"), out=out
+        dy, x, w, **problem.backward_parameters, algorithm="tiled", needs=("input", "weight"), **options, out=out
     )
     return [out.input.copy_to_host(), out.weight.copy_to_host()]
 
 
+def all_of(problem, operands, precision):
+    """The output and the gradients of input and weight."""
+    options = {"precision": precision}
+    return [forward(problem, operands, **options), *backward(problem, operands, **options)]
+
+
 def expected_of(problem, operands):
-    x, w, b, dy = operands
+    x, w, b, dy = (None if a is None else a.astype(np.promote_types(a.dtype, np.float32)) for a in operands)
     keywords = {name: value for name, value in problem.parameters.items() if name != "output_padding"}
     return [
         reference.conv_transpose1d(x, w, b, **problem.forward_parameters),
@@ -57,14 +76,17 @@ def expected_of(problem, operands):
 
 def same_bits(results, expected):
     for result, exact in zip(results, expected, strict=True):
-        np.testing.assert_array_equal(result, exact.astype(result.dtype), strict=True)
+        rounded = exact.astype(result.dtype)
+        wide = np.promote_types(result.dtype, np.float32)  # NumPy does not know when two NaN of bfloat16 are equal
+        np.testing.assert_array_equal(result.astype(wide), rounded.astype(wide), strict=True)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(problems(), st.sampled_from([np.float32, np.float64]))
-def test_any_problem_equals_the_definition(problem, dtype):
+@given(problems(), st.sampled_from(sorted(ARITHMETICS)))
+def test_any_problem_equals_the_definition(problem, name):
+    dtype, precision = ARITHMETICS[name]
     operands = problem.operands(dtype)
-    same_bits([forward(problem, operands), *backward(problem, operands)], expected_of(problem, operands))
+    same_bits(all_of(problem, operands, precision), expected_of(problem, operands))
 
 
 # More rows, terms and columns than a tile and a pipeline hold, none of them a multiple of anything.
@@ -80,61 +102,76 @@ large = pytest.mark.parametrize("problem", LARGE.values(), ids=LARGE)
 
 
 @large
-@dtypes
-def test_large_problems_equal_the_definition(problem, dtype):
+@arithmetics
+def test_large_problems_equal_the_definition(problem, dtype, precision):
     operands = problem.operands(dtype)
-    same_bits([forward(problem, operands), *backward(problem, operands)], expected_of(problem, operands))
+    same_bits(all_of(problem, operands, precision), expected_of(problem, operands))
 
 
 # --- bits -------------------------------------------------------------------------------------------------------------
 
 
+def normal(problem, dtype):
+    """Operands whose sums are rounded."""
+    wide = problem.operands(exact=False)
+    return type(wide)(*(None if a is None else a.astype(dtype) for a in wide))
+
+
 @large
+@pytest.mark.parametrize("name", [name for name in ARITHMETICS if name not in ("float64", "bfloat16")])
 @pytest.mark.parametrize(("enough", "slack"), [(1, 8), (10**9, 8), (1, 10**9), (10**9, 10**9)])
-def test_bits_depend_neither_on_the_tile_nor_on_how_samples_lie(monkeypatch, problem, enough, slack):
+def test_bits_depend_neither_on_the_tile_nor_on_how_samples_lie(monkeypatch, problem, enough, slack, name):
     """Which a call chooses by its batch and length, so that it must not matter."""
-    operands = problem.operands(exact=False)
-    usual = [forward(problem, operands), backward(problem, operands)[0]]
+    dtype, precision = ARITHMETICS[name]
+    operands = normal(problem, dtype)
+    options = {"precision": precision}
+    usual = [forward(problem, operands, **options), backward(problem, operands, **options)[0]]
     monkeypatch.setattr(tiles, "ENOUGH_BLOCKS", enough)
     monkeypatch.setattr(tiles, "SLACK", slack)
-    same_bits([forward(problem, operands), backward(problem, operands)[0]], usual)
+    same_bits([forward(problem, operands, **options), backward(problem, operands, **options)[0]], usual)
 
 
-def test_both_ways_for_samples_to_lie_are_taken():
-    layer = tiles.forward_layer(plan(4, 2, 1), families(plan(4, 2, 1))[0], (64, 32, 4), 1, 4)
-    (wide, narrow) = tiles.TILES[4, layer.tile_rows]
+@pytest.mark.parametrize("own", [arithmetic.FLOAT32, arithmetic.TF32], ids=lambda own: own.name)
+def test_both_ways_for_samples_to_lie_are_taken(own):
+    layer = tiles.forward_layer(plan(4, 2, 1), families(plan(4, 2, 1))[0], (64, 32, 4), 1, own)
+    (wide, narrow) = tile.tiles_of(own)[layer.tile_rows]
     enough = tiles.ENOUGH_BLOCKS * wide.columns
-    for batch, positions, tile, spaced in ((1, enough, wide, 1), (1, 5, narrow, 1), (64, 5, narrow, 0)):
-        assert tiles.tile_for(layer, 4, batch, positions) == tile
-        assert tiles.sizes_of(layer, tile, batch, 0, 0, 0, positions).spaced == spaced
+    for batch, positions, chosen, spaced in ((1, enough, wide, 1), (1, 5, narrow, 1), (64, 5, narrow, 0)):
+        assert tiles.tile_for(layer, batch, positions) == chosen
+        assert tiles.sizes_of(layer, chosen, batch, 0, 0, 0, positions).spaced == spaced
 
 
-def test_an_item_has_the_same_bits_in_any_batch_and_a_chunk_in_any_stream():
+@arithmetics
+def test_an_item_has_the_same_bits_in_any_batch_and_a_chunk_in_any_stream(dtype, precision):
     problem = LARGE["rows_terms_columns"]
-    operands = problem.operands(exact=False)
-    whole, gradient = forward(problem, operands), backward(problem, operands)[0]
+    operands = normal(problem, dtype)
+    whole, gradient, _ = all_of(problem, operands, precision)
     for n in range(2):
         alone = operands._replace(input=operands.input[n : n + 1], grad_output=operands.grad_output[n : n + 1])
-        same_bits([forward(problem, alone), backward(problem, alone)[0]], [whole[n : n + 1], gradient[n : n + 1]])
+        same_bits(all_of(problem, alone, precision)[:2], [whole[n : n + 1], gradient[n : n + 1]])
     # samples 50 to 59 of the input reach outputs 100 to 119, and these reach nothing else than what 49 to 60 do
     _, w, b, _ = on_device(operands)
     chunk = nc.conv_transpose1d(
-        cuda.to_device(operands.input[:, :, 49:61].copy()), w, b, stride=2, padding=(3, 3), algorithm="tiled"
-    )
+        cuda.to_device(operands.input[:, :, 49:61].copy()), w, b, stride=2, padding=(3, 3), algorithm="tiled",
+        precision=precision,
+    )  # fmt: skip
     np.testing.assert_array_equal(chunk.copy_to_host(), whole[:, :, 100:120])
 
 
-@pytest.mark.parametrize("stages", [2, 8, 10**6])
-def test_grad_weight_is_cut_where_its_sizes_say(monkeypatch, stages):
+@pytest.mark.parametrize("name", ["float32", "tf32", "float16"])
+@pytest.mark.parametrize("terms", [32, 128, 10**6])
+def test_grad_weight_is_cut_where_its_sizes_say(monkeypatch, terms, name):
     """Exact sums don't show where the cuts are; the number of parts does."""
     problem = LARGE["rows_terms_columns"]
-    operands = problem.operands()
+    dtype, precision = ARITHMETICS[name]
+    operands = problem.operands(dtype)
+    own = arithmetic_of(np.dtype(dtype), precision)
     monkeypatch.setattr(tiles, "ENOUGH_BLOCKS", 1)
-    monkeypatch.setattr(tiles, "PART_STAGES", stages)
-    sizes = weight_sizes_of(problem, 4)
-    whole = math.ceil(stages / tiles.BLOCK_STAGES) * tiles.BLOCK_STAGES
-    assert tiles.parts_of(sizes) == math.ceil(sizes.stages / whole)
-    same_bits(backward(problem, operands), expected_of(problem, operands)[1:])
+    monkeypatch.setattr(tiles, "PART_TERMS", terms)
+    sizes = weight_sizes_of(problem, own)
+    block = tile.BLOCK_STAGES * tile.WORDS * own.terms
+    assert tiles.parts_of(sizes) == math.ceil(problem.batch * problem.input_length / max(terms, block))
+    same_bits(backward(problem, operands, precision=precision), expected_of(problem, operands)[1:])
 
 
 # --- Inf and NaN ------------------------------------------------------------------------------------------------------
@@ -142,27 +179,86 @@ def test_grad_weight_is_cut_where_its_sizes_say(monkeypatch, stages):
 SPECIAL = Problem("special", 2, 3, 4, 40, 5, stride=2, padding=(3, 2))
 
 
-@dtypes
+@arithmetics
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_inf_and_nan_reach_only_their_outputs(dtype):
+def test_inf_and_nan_reach_only_their_outputs(dtype, precision):
     operands = SPECIAL.operands(dtype)
     operands.input[0, 0, [0, -1]], operands.input[1, 1, 20] = np.inf, np.nan
     operands.grad_output[0, 1, 0], operands.grad_output[1, 2, -1] = np.inf, np.nan
     exact = expected_of(SPECIAL, operands)
     assert all(np.isfinite(values).any() and not np.isfinite(values).all() for values in exact)
-    same_bits([forward(SPECIAL, operands), *backward(SPECIAL, operands)], exact)
+    same_bits(all_of(SPECIAL, operands, precision), exact)
 
 
-@dtypes
+@arithmetics
 @pytest.mark.filterwarnings("ignore:invalid value")
-def test_inf_in_a_weight_meets_no_absent_sample(dtype):
+def test_inf_in_a_weight_meets_no_absent_sample(dtype, precision):
     """Tiles reach beyond both ends of an item, and the first and last outputs lack some of their taps."""
     operands = SPECIAL.operands(dtype)
     operands.weight[0, 0, :], operands.weight[2, 3, 1] = np.inf, np.nan
     operands.input[operands.input == 0] = 1
     exact = expected_of(SPECIAL, operands)
     assert all(np.isfinite(values).any() for values in exact)
-    same_bits([forward(SPECIAL, operands), *backward(SPECIAL, operands)], exact)
+    same_bits(all_of(SPECIAL, operands, precision), exact)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value", "ignore:overflow")
+def test_what_tf32_rounds_to_inf_meets_no_absent_sample():
+    """The largest float32 numbers are beyond tf32's."""
+    operands = SPECIAL.operands()
+    operands.weight[0, 0, :], operands.input[0, 1, [0, -1]] = np.finfo(np.float32).max, np.finfo(np.float32).min
+    operands.input[0, 0, :] = 1
+    rounded = SPECIAL.operands()
+    rounded.weight[0, 0, :], rounded.input[0, 1, [0, -1]], rounded.input[0, 0, :] = np.inf, -np.inf, 1
+    exact = expected_of(SPECIAL, rounded)
+    assert all(np.isfinite(values).any() and not np.isfinite(values).all() for values in exact)
+    same_bits(all_of(SPECIAL, operands, "tf32"), exact)
+
+
+# --- rounding ---------------------------------------------------------------------------------------------------------
+
+
+def test_tf32_rounds_both_factors_to_nearest():
+    """To 10 bits after the point, ties away from zero."""
+    ulp = 2.0**-10
+    factors = {1 + ulp / 2: 1 + ulp, 1 + 0.49 * ulp: 1, -1 - ulp / 2: -1 - ulp, 1 + 1.49 * ulp: 1 + ulp, 3: 3}
+    given, rounded = np.array(list(factors), np.float32), np.array(list(factors.values()), np.float32)
+    x, w = given[None, None, :], given[None, None, ::-1]
+    y = nc.conv_transpose1d(*on_device([x, w[..., :1].copy()]), algorithm="tiled", precision="tf32")
+    np.testing.assert_array_equal(y.copy_to_host()[0, 0], rounded * rounded[-1])
+    y = nc.conv_transpose1d(*on_device([x[..., -1:].copy(), w.copy()]), algorithm="tiled", precision="tf32")
+    np.testing.assert_array_equal(y.copy_to_host()[0, 0], rounded[::-1] * rounded[-1])
+    dy = np.ones((1, 1, len(factors)), np.float32)
+    gradients = nc.conv_transpose1d_backward(
+        *on_device([dy, x, np.ones((1, 1, 1), np.float32)]), algorithm="tiled", precision="tf32", needs=("weight",)
+    )
+    assert gradients.weight.copy_to_host()[0, 0, 0] == rounded.sum()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in ARITHMETICS if "float" in name and name not in ("float32", "float64")]
+)
+def test_halves_are_summed_in_float32_and_rounded_once(name):
+    problem = LARGE["rows_terms_columns"]
+    half = normal(problem, ARITHMETICS[name][0])
+    results = all_of(problem, half, "ieee")
+    for result, exact in zip(results, expected_of(problem, half), strict=True):
+        step = 2.0 ** (-11 if name == "float16" else -8)
+        error = np.abs(result.astype(np.float64) - exact)
+        assert (error <= step * np.abs(exact) + 1e-4).all()
+        assert (result.astype(np.float32) == exact.astype(result.dtype).astype(np.float32)).mean() > 0.99
+
+
+@emulated
+@pytest.mark.parametrize("name", [name for name in ARITHMETICS if name != "bfloat16"])
+def test_a_gpu_without_the_instructions_gathers(monkeypatch, name):
+    dtype, precision = ARITHMETICS[name]
+    operands = SPECIAL.operands(dtype)
+    monkeypatch.setattr(arrays, "capability", lambda _: (7, 5))
+    monkeypatch.setattr(fast, "forward", None)
+    monkeypatch.setattr(fast, "grad_input", None)
+    monkeypatch.setattr(fast, "grad_weight", None)
+    same_bits(all_of(SPECIAL, operands, precision), expected_of(SPECIAL, operands))
 
 
 # --- what a layer keeps -----------------------------------------------------------------------------------------------
@@ -172,7 +268,7 @@ def test_a_layer_packs_its_weight_once(monkeypatch):
     packed = []
 
     def start(kernel, *arguments):
-        packed.append(kernel is packing.pack)
+        packed.append(kernel in (packing.pack(own) for own in arithmetic.ALL))
         return started(kernel, *arguments)
 
     started = arrays.start
@@ -187,6 +283,12 @@ def test_a_layer_packs_its_weight_once(monkeypatch):
     assert sum(packed) == 2
     expected = nc.conv_transpose1d(x, layer.state_dict()["weight"], layer.state_dict()["bias"], stride=2)
     np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+    with nc.float32_precision("tf32"):  # another panel
+        rounded = layer(cuda.to_device(x)).copy_to_host()
+    assert sum(packed) == 3
+    assert not np.array_equal(rounded, y)
+    np.testing.assert_array_equal(layer(cuda.to_device(x)).copy_to_host(), y)
+    assert sum(packed) == 3
 
 
 # --- how products are cut ---------------------------------------------------------------------------------------------
@@ -195,7 +297,7 @@ LAYERS = [*layer_problems(core=True), *LARGE.values()]
 layers = pytest.mark.parametrize("problem", LAYERS, ids=lambda problem: problem.name)
 
 
-def products_of(problem, itemsize):
+def products_of(problem, arithmetic):
     """(layer, place) of forward's families and of grad_input."""
     own = plan(problem.kernel_size, problem.stride, problem.dilation)
     shape = (problem.in_channels, problem.out_channels // problem.groups, problem.kernel_size)
@@ -204,38 +306,39 @@ def products_of(problem, itemsize):
     positions = (crop + problem.output_length - 1) // own.stride - first + 1
     for family in families(own):
         if family.taps:
-            layer = tiles.forward_layer(own, family, shape, problem.groups, itemsize)
+            layer = tiles.forward_layer(own, family, shape, problem.groups, arithmetic)
             yield layer, (-family.shift, crop, first, positions)
-    yield tiles.grad_input_layer(own, shape, problem.groups, itemsize), (-crop, 0, 0, problem.input_length)
+    yield tiles.grad_input_layer(own, shape, problem.groups, arithmetic), (-crop, 0, 0, problem.input_length)
 
 
-def weight_sizes_of(problem, itemsize):
+def weight_sizes_of(problem, arithmetic):
     own = plan(problem.kernel_size, problem.stride, problem.dilation)
     shape = (problem.in_channels, problem.out_channels // problem.groups, problem.kernel_size)
-    tile = tiles.weight_tile(shape, problem.groups, itemsize)
-    return tiles.weight_sizes(own, tile, shape, problem.groups, problem.batch or 1, problem.input_length, 0, itemsize)
+    cut = (shape, problem.groups, problem.batch or 1, problem.input_length, 0, arithmetic)
+    return tiles.weight_sizes(own, tiles.weight_tile(shape, problem.groups, arithmetic), *cut)
 
 
 @layers
-@pytest.mark.parametrize("itemsize", [4, 8])
-def test_stages_fit_their_room_and_columns_are_covered_once(problem, itemsize):
+@every
+def test_stages_fit_their_room_and_columns_are_covered_once(problem, own):
     batch = problem.batch or 1
-    for layer, place in products_of(problem.with_length(batch, min(problem.input_length, 300)), itemsize):
-        for tile in tiles.TILES[itemsize, layer.tile_rows]:
-            sizes = tiles.sizes_of(layer, tile, batch, *place)
-            assert 0 < sizes.stage_terms <= tiles.TERMS
-            assert sizes.stages * sizes.stage_terms >= layer.term_channels * layer.taps
+    for layer, place in products_of(problem.with_length(batch, min(problem.input_length, 300)), own):
+        for each in tile.tiles_of(own)[layer.tile_rows]:
+            sizes = tiles.sizes_of(layer, each, batch, *place)
+            assert 0 < sizes.stage_words <= sizes.panel_words <= tile.WORDS
+            assert sizes.panel_words % own.step == 0
+            assert sizes.stages * sizes.stage_words * own.terms >= layer.term_channels * layer.taps
             planes = layer.step_in if sizes.spaced else 1
-            assert sizes.stage_rows * planes * sizes.pitch <= tile.slab_room
-            offsets = tiles.term_offset(sizes, tile.columns, np.arange(sizes.stage_terms))
+            assert sizes.stage_rows * planes * sizes.pitch <= each.slab_room
+            offsets = tiles.term_offset(sizes, np.arange(sizes.stage_words))
             assert offsets.min() >= 0
-            assert offsets.max() + tile.columns <= tile.slab_room
-            assert tile.threads % sizes.row_lanes == 0
+            assert offsets.max() + each.columns <= each.slab_room
+            assert each.threads % sizes.row_lanes == 0
             found = [
                 (item, position)
-                for column_tile in range(tiles.column_tiles(sizes, tile, batch))
+                for column_tile in range(tiles.column_tiles(sizes, each, batch))
                 for item, position in zip(
-                    *tiles.column_at(sizes, tile.columns, batch, column_tile, np.arange(tile.columns)), strict=True
+                    *tiles.column_at(sizes, each.columns, batch, column_tile, np.arange(each.columns)), strict=True
                 )
                 if item >= 0
             ]
@@ -245,28 +348,89 @@ def test_stages_fit_their_room_and_columns_are_covered_once(problem, itemsize):
 
 
 @layers
-@pytest.mark.parametrize("itemsize", [4, 8])
+@every
 @pytest.mark.parametrize("length", [1, 100, 10**6, 10**9])
-def test_parts_of_grad_weight_cover_all_stages_within_the_workspace(problem, itemsize, length):
-    sizes = weight_sizes_of(problem.with_length(3, length), itemsize)
+def test_parts_of_grad_weight_cover_all_stages_within_the_workspace(problem, own, length):
+    sizes = weight_sizes_of(problem.with_length(3, length), own)
     parts = tiles.parts_of(sizes)
+    assert sizes.stages * tile.WORDS * own.terms >= 3 * length
     assert (parts - 1) * sizes.part_stages < sizes.stages <= parts * sizes.part_stages
-    assert sizes.part_stages % tiles.BLOCK_STAGES == 0
+    assert sizes.part_stages % tile.BLOCK_STAGES == 0
     weights = problem.in_channels * problem.out_channels // problem.groups * problem.kernel_size
-    assert parts == 1 or parts * weights * itemsize <= tiles.WORKSPACE_BYTES
+    assert parts == 1 or parts * weights * own.word_bytes <= tiles.WORKSPACE_BYTES
 
 
-@pytest.mark.parametrize("tile", sorted({tile for own in tiles.TILES.values() for tile in own}))
-def test_threads_own_a_tile_once(tile):
-    thread = np.arange(tile.threads)
-    down, across = thread // tile.across * tile.thread_rows, thread % tile.across
+TILES = sorted({each for own in arithmetic.ALL for tiles_ in tile.tiles_of(own).values() for each in tiles_})
+
+
+@pytest.mark.parametrize("each", TILES)
+def test_threads_own_a_tile_once(each):
+    first_row, first_column = tile.thread_place(each)(np.arange(each.threads))
     owned = [
-        (d + r, a + c * tile.across)
-        for d, a in zip(down, across, strict=True)
-        for r in range(tile.thread_rows)
-        for c in range(tile.thread_columns)
+        (row + r, column + c)
+        for row, column in zip(first_row, first_column, strict=True)
+        for r in each.row_steps
+        for c in each.column_steps
     ]
-    assert sorted(owned) == list(itertools.product(range(tile.rows), range(tile.columns)))
+    assert sorted(owned) == list(itertools.product(range(each.rows), range(each.columns)))
+
+
+@pytest.mark.parametrize("each", TILES)
+def test_shared_memory_suffices(each):
+    """48 KiB without asking for more, beside what a block knows of its columns."""
+    of_weights = tile.DEPTH * (each.input_room + tile.WORDS * each.pitch)
+    word = 8 if each in tile.FMA_TILES[8][each.rows] and each not in tile.FMA_TILES[4][each.rows] else 4
+    for room in (each.room, of_weights):
+        assert room >= each.rows * each.pitch
+        assert room * word + 2 * 8 * each.columns + 8 * tile.WORDS <= 48 * 2**10
+    assert set(multiply.input_place(each)(*np.indices((tile.WORDS, each.rows))).ravel()) <= set(range(each.input_room))
+
+
+# --- fragments --------------------------------------------------------------------------------------------------------
+
+LANES = np.arange(fragments.WARP)
+shapes = pytest.mark.parametrize("own", [own for own in arithmetic.ALL if own.tensor], ids=lambda own: own.name)
+
+
+@shapes
+def test_lanes_hold_every_element_of_an_operand_once(own):
+    halves = own.terms == 2
+    for count, depth, element in (
+        (4 * own.terms, (16, 8 * own.terms), fragments.element_of_a),
+        (2 * own.terms, (8 * own.terms, 8), fragments.element_of_b),
+    ):
+        held = {tuple(map(int, element(lane, i, halves))) for lane in LANES for i in range(count)}
+        assert held == set(itertools.product(*map(range, depth)))
+    held = {tuple(map(int, fragments.element_of_c(lane, i))) for lane in LANES for i in range(4)}
+    assert held == set(itertools.product(range(16), range(8)))
+
+
+@shapes
+def test_words_lie_where_lanes_take_them_for_elements(own):
+    """What the kernels read, in words, against the maps of the instruction."""
+    halves = own.terms == 2
+    for lane, i in itertools.product(range(fragments.WARP), range(4 * own.terms)):
+        row, k = fragments.element_of_a(lane, i, halves)
+        assert fragments.weight_place(k // own.terms, row, 16) == 4 * lane + i // own.terms
+        assert k % own.terms == i % own.terms
+    for lane, i in itertools.product(range(fragments.WARP), range(2 * own.terms)):
+        k, column = fragments.element_of_b(lane, i, halves)
+        assert (k // own.terms, k % own.terms) == (lane % 4 + i // own.terms * 4, i % own.terms)
+        assert column == lane // 4
+    for lane, i in itertools.product(range(fragments.WARP), range(4)):
+        each = tile.Tile(16, 32, 2, 2, 4, True)
+        row, column = tile.thread_place(each)(lane)
+        assert fragments.element_of_c(lane, i) == (row + each.row_steps[i // 2], column + each.column_steps[i % 2])
+
+
+@pytest.mark.parametrize("rows", [16, 64])
+def test_packed_words_fill_a_stage(rows):
+    t, row = np.indices((tile.WORDS, rows))
+    assert sorted(fragments.weight_place(t, row, rows).ravel()) == list(range(tile.WORDS * rows))
+    # and the words of a lane's registers lie side by side, as they are loaded
+    assert [int(fragments.weight_place(t, r, rows)) for t, r in ((8, 1), (8, 9), (12, 1), (12, 9))] == [
+        8 * rows + 16 + i for i in range(4)
+    ]
 
 
 # --- the emulator notices ---------------------------------------------------------------------------------------------
@@ -330,6 +494,44 @@ class TestEmulator:
 
         with pytest.raises(emulator.RaceError, match="nobody wrote"):
             emulate(read)
+
+    @shapes
+    def test_a_product_of_tensor_cores(self, own):
+        """Of 16 rows and 8 columns, out of shared memory and back."""
+
+        def multiply(a, b, c):
+            lane = simt.cuda.threadIdx.x
+            words = a.view(np.float32).reshape(16, 8), b.view(np.float32).reshape(8, 8)
+            low, high = (words[1][lane // 4, lane % 4 + t, None] for t in (0, 4))
+            left = np.stack([words[0][lane // 4 + i % 2 * 8, lane % 4 + i // 2 * 4] for i in range(4)], axis=1)
+            sums = simt.tensor.multiply_add(own.name)(np.ones((32, 4), np.float32), left, low, high)
+            for i in range(4):
+                c[lane // 4 + i // 2 * 8, lane % 4 * 2 + i % 2] = sums[:, i]
+
+        dtype = {"tf32": np.float32}.get(own.name, own.name)
+        rng = np.random.default_rng(1)
+        a, b = (rng.integers(-8, 9, (rows, 8 * own.terms)).astype(dtype) for rows in (16, 8))
+        c = np.zeros((16, 8), np.float32)
+        emulate(multiply, a, b, c)
+        np.testing.assert_array_equal(c, a.astype(np.float32) @ b.astype(np.float32).T + 1)
+
+    def test_an_operand_that_is_not_rounded(self):
+        def multiply(word):
+            words = np.full((32, 4), word, np.float32)
+            simt.tensor.multiply_add("tf32")(np.zeros((32, 4), np.float32), words, words[:, :1], words[:, :1])
+
+        emulate(multiply, 1 + 2.0**-10)
+        with pytest.raises(RuntimeError, match="not rounded to tf32"):
+            emulate(multiply, 1 + 2.0**-11)
+
+    def test_copies_of_two_bytes(self):
+        def copy(array):
+            thread = simt.cuda.threadIdx.x
+            shared = simt.cuda.shared.array(32, np.float32)
+            simt.ptx.copy_sample(shared, thread, array, 0, 0, thread, thread < 32, thread < 32)
+
+        with pytest.raises(RuntimeError, match="asynchronous"):
+            emulate(copy, np.zeros((1, 1, 32), np.float16))
 
     def test_what_is_beyond_an_array(self):
         def load(array):

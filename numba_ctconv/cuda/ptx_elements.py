@@ -1,0 +1,151 @@
+"""Instructions for single elements: addresses, loads and stores where they are wanted, halves as float32 numbers.
+
+Beside ptx.py, which says what they are for. Halves are converted by their own instructions: Numba's conversions of
+bfloat16 are functions that it would link.
+"""
+
+import numpy as np
+from llvmlite import ir
+from numba import cuda
+from numba.cuda import cgutils, types
+from numba.cuda.extending import intrinsic
+
+I16, I32, I64, F32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+NAMES = {types.float16: "f16", types.bfloat16: "bf16"}
+
+
+def pointer(context, builder, kind, array, *indices):
+    """The address of an element, whatever the strides; indices are not negative."""
+    struct = context.make_array(kind)(context, builder, value=array)
+    return cgutils.get_item_pointer(context, builder, kind, struct, list(indices), wraparound=False)
+
+
+def bit(builder, truth):
+    """One bit of what Numba takes for a truth."""
+    return truth if truth.type.width == 1 else builder.icmp_unsigned("!=", truth, truth.type(0))
+
+
+def assembly(builder, result, code, constraints, operands, **options):
+    """Call PTX; options are those of a call, and side_effect."""
+    kind = ir.FunctionType(result, [operand.type for operand in operands])
+    side_effect = options.pop("side_effect", False)
+    return builder.call(ir.InlineAsm(kind, code, constraints, side_effect=side_effect), operands, **options)
+
+
+def widened(builder, name, bits):
+    """The float32 number of the 16 bits of a half."""
+    if name == "bf16":
+        return builder.bitcast(builder.shl(builder.zext(bits, I32), I32(16)), F32)
+    return assembly(builder, F32, "cvt.f32.f16 $0, $1;", "=f,h", [bits])
+
+
+def _cast(context, builder, kind, indices):
+    values = cgutils.unpack_tuple(builder, indices)
+    return [context.cast(builder, value, own, types.int64) for value, own in zip(values, kind.types, strict=True)]
+
+
+@intrinsic
+def zero_of(typingctx, array):
+    """Zero in the dtype of the array, float32 for halves."""
+    result = types.float32 if array.dtype in NAMES else array.dtype
+
+    def codegen(context, builder, signature, args):
+        return ir.Constant(context.get_value_type(result), None)
+
+    return result(array), codegen
+
+
+@intrinsic
+def element(typingctx, array, indices):
+    """array[indices], which are not negative; float32 of a half."""
+    name = NAMES.get(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        at = pointer(context, builder, array, args[0], *_cast(context, builder, indices, args[1]))
+        if name is None:
+            return builder.load(at)
+        return widened(builder, name, builder.load(builder.bitcast(at, I16.as_pointer())))
+
+    return (array.dtype if name is None else types.float32)(array, indices), codegen
+
+
+@intrinsic
+def put(typingctx, array, indices, value):
+    """array[indices] = value, rounded to a half where the array holds halves."""
+    name = NAMES.get(array.dtype)
+
+    def codegen(context, builder, signature, args):
+        at = pointer(context, builder, array, args[0], *_cast(context, builder, indices, args[1]))
+        if name is None:
+            builder.store(context.cast(builder, args[2], value, array.dtype), at)
+        else:
+            half = assembly(builder, I16, f"cvt.rn.{name}.f32 $0, $1;", "=h,f", [args[2]])
+            builder.store(half, builder.bitcast(at, I16.as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(array, indices, value), codegen
+
+
+@cuda.jit(device=True)
+def load_element(array, index, wanted):
+    """array[index], or 0 where it is not wanted."""
+    value = zero_of(array)
+    if wanted:
+        value = element(array, (index,))
+    return value
+
+
+@cuda.jit(device=True)
+def load_sample(array, n, c, l, wanted):
+    """array[n, c, l], or 0 where it is not wanted."""
+    value = zero_of(array)
+    if wanted:
+        value = element(array, (n, c, l))
+    return value
+
+
+@cuda.jit(device=True)
+def load_weight(array, part, i, o, k, wanted):
+    """array[part, i, o, k], or 0 where it is not wanted."""
+    value = zero_of(array)
+    if wanted:
+        value = element(array, (part, i, o, k))
+    return value
+
+
+@cuda.jit(device=True)
+def store_element(array, index, value, wanted):
+    """array[index] = value where wanted."""
+    if wanted:
+        put(array, (index,), value)
+
+
+@cuda.jit(device=True)
+def store_sample(array, n, c, l, value, wanted):
+    """array[n, c, l] = value where wanted."""
+    if wanted:
+        put(array, (n, c, l), value)
+
+
+@cuda.jit(device=True)
+def store_weight(array, part, i, o, k, value, wanted):
+    """array[part, i, o, k] = value where wanted."""
+    if wanted:
+        put(array, (part, i, o, k), value)
+
+
+@cuda.jit(device=True)
+def any_of_block(truth):
+    """A barrier, and whether something holds for any thread."""
+    return cuda.syncthreads_or(np.int32(1) if truth else np.int32(0)) != 0
+
+
+@intrinsic
+def multiply_add_where(typingctx, total, a, b, wanted):
+    """A sum with a product added, rounded once, where that is wanted; else as it was."""
+
+    def codegen(context, builder, signature, args):
+        total_, a_, b_, wanted_ = args
+        return builder.select(bit(builder, wanted_), builder.fma(a_, b_, total_), total_)
+
+    return total(total, a, b, wanted), codegen
