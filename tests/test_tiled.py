@@ -215,8 +215,8 @@ def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, param
     bias = rng.standard_normal(3 * parameters.get("groups", 1)).astype(dtype)
     taken = []
 
-    def counted(*arguments, size=blocks.sizes_of):
-        taken.append(size(*arguments))
+    def counted(*arguments, size=blocks.sizes_of, **packed):
+        taken.append(size(*arguments, **packed))
         return taken[-1]
 
     change(blocks, "sizes_of", counted)
@@ -357,3 +357,47 @@ def test_items_stand_as_close_as_their_shifts_let_them():
     (wide,) = layout.forward_layouts(plan(28, 4, 1), 4, 4, 4)
     assert blocks.columns_between_items(wide, 16, 0, 3, 16) == 19
     assert blocks.columns_between_items(wide, 16, 0, 0, 22) == 22
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parameters", [{"stride": 4, "padding": 11, "groups": 2}, {"stride": 3}, {"dilation": 2}])
+def test_panels_that_a_call_makes_as_it_goes_have_the_bits_of_kept_ones(change, dtype, parameters):
+    """A function call packs some tiles at a time, right before it uses them; a layer keeps all of them."""
+    rng = np.random.default_rng(7)
+    x, w = rng.standard_normal((2, 22, 9)).astype(dtype), rng.standard_normal((22, 31, 7)).astype(dtype)
+    taken = []
+
+    def counted(*arguments, size=blocks.sizes_of, **packed):
+        taken.append(size(*arguments, **packed))
+        return taken[-1]
+
+    def results():
+        y = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
+        backward = nc.conv_transpose1d_backward(np.cos(y), x, w, needs=("input",), algorithm="tiled", **parameters)
+        return y, backward.input
+
+    change(blocks, "sizes_of", counted)
+    change(blocks, "PANELS_BYTES", 4 * 22 * 7 * 8 * dtype().itemsize)  # a few tiles of many
+    made = results()
+    change(blocks, "MOST_BLOCKS_REMADE", 0)
+    for one, other in zip(made, results(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    calls = len(taken) // 2
+    assert all(own.together > 0 for own in taken[:calls])
+    assert not any(own.together for own in taken[calls:])
+
+
+@pytest.mark.parametrize("place", [0, 3000, -1])
+@pytest.mark.parametrize("value", [np.inf, np.nan])
+def test_a_weight_that_is_not_finite_is_found_while_panels_are_made(place, value):
+    rng = np.random.default_rng(8)
+    x = rng.integers(-4, 5, (2, 22, 5)).astype(np.float32)
+    w = rng.integers(-4, 5, (22, 31, 7)).astype(np.float32)
+    w.flat[place] = value
+    parameters = {"stride": 3, "padding": 2}
+    y = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
+    np.testing.assert_array_equal(y, reference.conv_transpose1d(x, w, **parameters))
+    dy = rng.integers(-4, 5, y.shape).astype(np.float32)
+    own = nc.conv_transpose1d_backward(dy, x, w, needs=("input",), algorithm="tiled", **parameters)
+    expected = reference.conv_transpose1d_backward(dy, x, w, **parameters)
+    np.testing.assert_array_equal(own.input, expected[0])

@@ -31,53 +31,41 @@ class Call(NamedTuple):
     panels_size: int  # of all workers, where panels are made as they are used; else 0
 
 
+class Problem(NamedTuple):
+    """What the sizes of a call depend on, beside its layout."""
+
+    groups: int
+    shape: tuple[int, ...]  # of the source
+    strides: tuple[int, ...]  # likewise, in bytes
+    row_channels: int  # of a group of the output
+    itemsize: int
+    workers: int
+    crop_in: int
+    crop_out: int
+    q_first: int
+    positions: int  # of an item
+
+
 @functools.lru_cache(maxsize=128)
-def call_of(
-    own: Layout,
-    groups: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    row_channels: int,
-    itemsize: int,
-    workers: int,
-    crop_in: int,
-    crop_out: int,
-    q_first: int,
-    positions: int,
-    packed: bool,
-) -> Call:
-    """What a call on a source of such a shape takes."""
-    sizes = sizes_of(
-        own, groups, shape, strides, row_channels, itemsize, workers, crop_in, crop_out, q_first, positions, packed
-    )
+def call_of(own: Layout, problem: Problem, *, packed: bool) -> Call:
+    """What a call takes, whose panels are there if they are `packed`."""
+    sizes = sizes_of(own, problem, packed=packed)
     tile_size = own.rows * own.vectors * own.lanes
     staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
-    sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // itemsize
+    sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // problem.itemsize
     scratch_size = sums_size + staged + 2 * sizes.start_size
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
-    panels_size = workers * sizes.together * len(own.term_rows) * own.rows + own.beyond
+    panels_size = problem.workers * sizes.together * len(own.term_rows) * own.rows + own.beyond
     return Call(np.array(sizes), slab_size, scratch_size, panels_size if sizes.together else 0)
 
 
-def sizes_of(
-    layout: Layout,
-    groups: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    row_channels: int,
-    itemsize: int,
-    workers: int,
-    crop_in: int,
-    crop_out: int,
-    q_first: int,
-    positions: int,
-    packed: bool,
-) -> Sizes:
+def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
     """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers."""
+    groups, (batch, _, length), strides, row_channels, itemsize, workers, *steps = problem
+    crop_in, _, q_first, positions = steps
     full = layout.vectors * layout.lanes
     in_place = reads_in_place(layout, row_channels, strides, itemsize)
-    batch, _, length = shape
     item_columns = columns_between_items(layout, length, crop_in, q_first, positions)
     columns = (batch - 1) * item_columns + positions
     widest = layout.width
@@ -102,8 +90,8 @@ def sizes_of(
     parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
     together = 0 if packed or blocks > MOST_BLOCKS_REMADE else tiles_together(layout, itemsize)
     return Sizes._make(
-        (*layout.fixed, groups, parts, strip, pitch, width, crop_in, crop_out, q_first, positions, item_columns,
-         int(in_place), row_sums, together)
+        (*layout.fixed, groups, parts, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
+         together)
     )  # fmt: skip
 
 

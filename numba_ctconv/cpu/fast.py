@@ -135,12 +135,13 @@ def _product(
 
     False where the panels are made here, of a weight that is not finite.
     """
+    problem = blocks.Problem(
+        groups, source.shape, source.strides, output.shape[1] // groups, output.itemsize, workers, crop_in, crop_out,
+        q_first, positions,
+    )  # fmt: skip
     for panel in packed.panels:
         own, values = panel.layout, panel.values
-        numbers, slab_size, scratch_size, panels_size = blocks.call_of(
-            own, groups, source.shape, source.strides, output.shape[1] // groups, output.itemsize, workers, crop_in,
-            crop_out, q_first, positions, values is not None,
-        )  # fmt: skip
+        numbers, slab_size, scratch_size, panels_size = blocks.call_of(own, problem, packed=values is not None)
         if panels_size > 0:
             values = np.empty(panels_size, output.dtype)
         elif values is None:
