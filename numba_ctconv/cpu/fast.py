@@ -116,7 +116,7 @@ def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: i
         grad_output, input, function, add_lanes, plan.stride, ahead, crop, lanes, together, workers, scratch, infinite,
         grad_weight,
     )  # fmt: skip
-    return not np.isnan(infinite).any()
+    return not np.count_nonzero(infinite)
 
 
 def _product(
@@ -157,7 +157,7 @@ def _product(
             panel.deinterleave, panel.tile_row, numbers, workers, panel.weight, own.first_taps, panel.numbers, infinite,
             slabs, scratch, offsets, output,
         )  # fmt: skip
-        if panels_size > 0 and np.isnan(infinite).any():
+        if panels_size > 0 and np.count_nonzero(infinite):
             return False
     return True
 
@@ -193,4 +193,4 @@ def _weight_product(
         moves.moves.lay_out(input.itemsize, len(own.planes)), moves.moves.transpose(plan.stride * input.itemsize),
         np.array(sizes), workers, offsets, scratch, sums, infinite, grad_weight,
     )  # fmt: skip
-    return not np.isnan(infinite).any()
+    return not np.count_nonzero(infinite)

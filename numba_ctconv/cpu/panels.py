@@ -65,7 +65,7 @@ def values_of(family: Panels) -> tuple[Any, bool]:
     values = np.empty(tiles * len(own.term_rows) * own.rows + own.beyond, weight.dtype)
     infinite = np.zeros(-(-tiles // family.together), weight.dtype)
     packing.pack_panels(weight, own.first_taps, family.numbers, family.together, infinite, values)
-    return values, not np.isnan(infinite).any()
+    return values, not np.count_nonzero(infinite)
 
 
 def _packed(split: Any, layouts: tuple[Layout, ...], together: int, now: bool) -> Packed:
