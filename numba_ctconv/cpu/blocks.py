@@ -51,7 +51,7 @@ def call_of(own: Layout, problem: Problem, *, packed: bool) -> Call:
     """What a call takes, whose panels are there if they are `packed`."""
     sizes = sizes_of(own, problem, packed=packed)
     tile_size = own.rows * own.vectors * own.lanes
-    staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.few_size)
+    staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.start_size * microkernels.COLUMNS[-1])
     sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // problem.itemsize
     scratch_size = sums_size + staged + 2 * sizes.start_size
     strips = -(-sizes.width // sizes.strip)

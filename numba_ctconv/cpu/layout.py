@@ -27,7 +27,7 @@ SHARED_PART = 4  # times as wide as what its shifts reach is a strip, at least
 
 
 class Sizes(NamedTuple):
-    """What the kernels are told of a layout, up to `few_size`, and of a call."""
+    """What the kernels are told of a layout, up to `start_size`, and of a call."""
 
     lanes: int
     rows: int  # of a tile: whole channels, or a part of one
@@ -40,7 +40,6 @@ class Sizes(NamedTuple):
     tail: int
     few_columns: int  # up to which a tile has its lanes over its rows
     start_size: int  # of what a tile starts from, and of a column of a tile of few
-    few_size: int  # of what a tile of few columns stores
     groups: int
     parts: int  # that the rows are cut into, for the workers
     strip: int  # columns of a block whose rows lie together in a slab
@@ -187,8 +186,7 @@ def _layout(*, channels: int, row_channels: int, itemsize: int, planes: Any, pla
     few = few_columns(tile_rows)
     start_size = microkernels.panel_width(tile_rows)
     return Layout(
-        fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size,
-               start_size * microkernels.COLUMNS[-1]),
+        fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size),
         lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, strip=strip,
         lead=lead, tail=tail, few_columns=few,
         term_rows=(np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel(),

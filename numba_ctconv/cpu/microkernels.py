@@ -18,6 +18,7 @@ import functools
 from typing import Any, NamedTuple
 
 import numpy as np
+from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -196,23 +197,23 @@ class Tile(Emitter):
 
 
 @intrinsic(prefer_literal=True)
-def column_tile(typingctx, double, rows, panel, slab, offsets, terms, block, start, other, out, columns):
+def column_tile(typingctx, double, lanes, rows, panel, slab, offsets, terms, block, start, other, out, columns):
     """Emit the tile of few columns, of two panels at once: `panel` and, in place of sums, the `other`.
 
-    It starts from start[tile·width + m] and stores out[(tile·most + c)·width + m], not interleaved, where `width` is
-    that of panel_width and `most` the last of COLUMNS; what is read beyond the rows is of no consequence.
+    It starts from start[tile·width + m] and stores out[(c·2 + tile)·width + m], not interleaved, where `width` is that
+    of panel_width; what is read beyond the rows is of no consequence.
     """
 
     def codegen(context, builder, signature, args):
-        emit = ColumnTile(builder, double.literal_value, rows.literal_value)
-        *operands, columns = args[2:]
+        emit = ColumnTile(builder, double.literal_value, lanes.literal_value, rows.literal_value)
+        *operands, columns = args[3:]
         for fewer, count in zip((0, *COLUMNS), COLUMNS, strict=False):
             own = builder.icmp_signed(">", columns, I64(fewer)), builder.icmp_signed("<=", columns, I64(count))
             with builder.if_then(builder.and_(*own)):
                 emit.write(count, *operands)
         return context.get_dummy_value()
 
-    return types.void(double, rows, *[types.int64] * 9), codegen
+    return types.void(double, lanes, rows, *[types.int64] * 9), codegen
 
 
 def panel_width(rows: int) -> int:
@@ -223,19 +224,21 @@ def panel_width(rows: int) -> int:
 class ColumnTile(Emitter):
     """Writes the code of a tile of few columns.
 
-    Its sums are so few that they would wait for each other; those of two panels side by side do not.
+    Its sums are so few that they would wait for each other; those of two panels side by side do not. Where a vector has
+    room for a column of both, it holds both.
     """
 
-    def __init__(self, builder: Any, double: int, rows: int) -> None:
-        super().__init__(builder, double, panel_width(rows))
-        self.rows = rows
+    def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
+        self.rows, self.width = rows, panel_width(rows)
+        self.vectors = 1 if 2 * self.width <= lanes else 2  # of a column of both panels
+        super().__init__(builder, double, 2 * self.width // self.vectors)
 
     def write(self, count, panel, slab, offsets, terms, block, start, other, out):
         builder, panels = self.builder, (panel, other)
-        cells = [(t, c) for t in range(len(panels)) for c in range(count)]
-        places = [self.element_at(out, I64((t * COLUMNS[-1] + c) * self.lanes)) for t, c in cells]
+        cells = [(t, c) for t in range(self.vectors) for c in range(count)]
+        places = [self.element_at(out, I64(c * 2 * self.width + t * self.width)) for t, c in cells]
         for (t, _), place in zip(cells, places, strict=True):
-            self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.lanes)))), place)
+            self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.width)))), place)
         with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
             with self.loop(own_terms, I64(1), [self.zero()] * len(cells)) as own:
@@ -243,13 +246,19 @@ class ColumnTile(Emitter):
                 weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
                 for address in weights:
                     self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
-                w = [self.load(address) for address in weights]
+                w = [self.load(address) for address in weights] if self.vectors == 2 else [self.joined(*weights)]
                 at = self.element_at(slab, self.index_at(offsets, r))
                 samples = [self.broadcast_at(at, c) for c in range(count)]
                 sums = zip(cells, own.values, strict=True)
                 own.keep([builder.call(self.fma, [w[t], samples[c], sum_]) for (t, c), sum_ in sums])
             for place, partial in zip(places, own.values, strict=True):
                 self.store(builder.fadd(self.load(place), partial), place)
+
+    def joined(self, *addresses):
+        """What lies at two addresses, in the halves of a vector."""
+        kind = ir.VectorType(self.element, self.width).as_pointer()
+        halves = [self.builder.load(self.builder.inttoptr(at, kind), align=self.size) for at in addresses]
+        return self.permuted(*halves, list(range(self.lanes)))
 
 
 class CompiledTiles:
@@ -273,7 +282,7 @@ class CompiledTiles:
     def _compiled(self, shape: Shape) -> tuple[Any, list[Any]]:
         """The addresses, and the functions, which have to live as long."""
         functions = [_compile(*shape._replace(vectors=v)) for v in range(1, shape.vectors + 1)]
-        functions += [] if shape.adds else [_compile_columns(shape.double, shape.rows)]
+        functions += [] if shape.adds else [_compile_columns(shape.double, shape.lanes, shape.rows)]
         return np.array([function.address for function in functions]), functions
 
 
@@ -293,8 +302,8 @@ def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, slot
 
 
 @functools.cache
-def _compile_columns(double: int, rows: int) -> Any:
+def _compile_columns(double: int, lanes: int, rows: int) -> Any:
     def function(panel, slab, offsets, terms, block, start, other, out, columns):
-        column_tile(double, rows, panel, slab, offsets, terms, block, start, other, out, columns)
+        column_tile(double, lanes, rows, panel, slab, offsets, terms, block, start, other, out, columns)
 
-    return c_function(function, SIGNATURE, f"microkernels.column_tile-{double}-{rows}")
+    return c_function(function, SIGNATURE, f"microkernels.column_tile-{double}-{lanes}-{rows}")

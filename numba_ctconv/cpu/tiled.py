@@ -97,7 +97,7 @@ def sum_row(
     Few columns are computed of two such tiles at once: with the `second`, or with the `last` alone.
     """
     lanes, rows, tile_phases = sizes.lanes, sizes.rows, sizes.tile_phases
-    start_size, few_size, size = sizes.start_size, sizes.few_size, output.itemsize
+    start_size, size = sizes.start_size, output.itemsize
     group_rows = output.shape[1] // sizes.groups
     panel_size = terms * rows * size
     most = tiles.size - 1  # vectors of a tile
@@ -149,8 +149,8 @@ def sum_row(
             for t in range(second + 1):
                 channel, phase, channels = place_of(row_tile - second + t, sizes, phases, group, group_rows)
                 store_columns(
-                    staging[t * few_size :], sizes, phases, lay_out, column + done, end - done, tile_phases, start_size,
-                    channel, channels, phase, output,
+                    staging[t * start_size :], sizes, phases, lay_out, column + done, end - done, tile_phases,
+                    2 * start_size, channel, channels, phase, output,
                 )  # fmt: skip
 
 
