@@ -16,12 +16,15 @@ from typing import TypeVar, get_args
 import numba
 
 from . import __version__
-from .benchmark import cold, commands, peers, verification
+from .benchmark import cold, commands, on_gpu, peers, verification
 from .benchmark.commands import BLOCKS, LIMIT, NO_PEER, QUICK_BLOCKS, QUICK_LIMIT
 from .benchmark.contestants import PASSES, Pass
 from .benchmark.device import Device, threads
+from .benchmark.formats import FORMATS
 from .benchmark.ours import STYLES
 from .benchmark.progress import Progress
+from .benchmark.selection import SIZES
+from .checks import PRECISIONS
 from .warmup import DTYPES as WARMUP_DTYPES
 from .warmup import PASSES as WARMUP_PASSES
 
@@ -106,6 +109,11 @@ def _parser() -> argparse.ArgumentParser:
         "wrong.",
     )
     verify.add_argument("--device", choices=DEVICES, help="default: cpu, and cuda where there is a GPU")
+    verify.add_argument(
+        "--quick",
+        action="store_true",
+        help="a few corner cases, and on a GPU without compute-sanitizer, which otherwise runs these where it is found",
+    )
     verify.set_defaults(run=commands.verify, parser=verify)
     info = subparsers.add_parser(
         "info",
@@ -156,7 +164,8 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
         choices=(*STYLES, cold.STYLE),
         help="call the function, which packs weights every time; a layer, which keeps them packed; or a layer with "
         "results in memory that is used again; or that with weights in no cache, because many layers take turns, on "
-        f"inputs of at most {cold.LONGEST_INPUT} samples; repeatable; default: the first three, two with --quick",
+        f"inputs of at most {cold.LONGEST_INPUT} samples; repeatable; default: the first three, two with --quick; on a "
+        f"GPU a {on_gpu.STYLE}",
     )
     bench.add_argument(
         "--peer",
@@ -164,13 +173,39 @@ def _add_bench_options(bench: argparse.ArgumentParser) -> None:
         choices=(*peers.PEERS, NO_PEER),
         help="repeatable; default: all that are installed",
     )
-    bench.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
+    bench.add_argument(
+        "--dtype", choices=tuple(FORMATS), default="float32", help="default: float32; halves with --device cuda"
+    )
     bench.add_argument("--device", choices=DEVICES, default="cpu", help="default: cpu")
     bench.add_argument(
         "--limit",
         type=_positive(float),
         metavar="GFLOP",
-        help=f"cut the input of larger layers; default: {LIMIT:g}, {QUICK_LIMIT:g} with --quick",
+        help=f"cut the input of larger layers; default: {LIMIT:g}, {QUICK_LIMIT:g} with --quick; not on a GPU",
+    )
+    on_cuda = bench.add_argument_group("with --device cuda")
+    on_cuda.add_argument(
+        "--precision", choices=PRECISIONS, default="ieee", help="of float32, ours and torch's; default: ieee"
+    )
+    on_cuda.add_argument(
+        "--sizes",
+        action="append",
+        choices=SIZES,
+        help="rows as they are published, with the host's time for a call, or with their batches raised until they "
+        "fill the GPU; repeatable; default: both",
+    )
+    on_cuda.add_argument(
+        "--raise",
+        type=_positive(float),
+        dest="raise_to",
+        metavar="GFLOP",
+        help=f"what batches are raised to, within a GiB of arrays; default: {on_gpu.RAISE_TO:g}",
+    )
+    on_cuda.add_argument(
+        "--row-seconds",
+        type=_positive(float),
+        metavar="S",
+        help=f"what the blocks of a row and its sizes may take; default: {on_gpu.ROW_SECONDS:g}",
     )
     bench.add_argument(
         "--blocks",

@@ -10,7 +10,7 @@ import numba
 import pytest
 
 from numba_ctconv import __version__
-from numba_ctconv.benchmark import ceilings, commands, machine, peers, timing, verification
+from numba_ctconv.benchmark import ceilings, commands, machine, on_cpu, peers, timing, verification
 from numba_ctconv.benchmark.contestants import PASSES
 from numba_ctconv.benchmark.progress import Progress
 from numba_ctconv.benchmark.workloads import CASES
@@ -25,7 +25,7 @@ def no_pauses(monkeypatch):
     """Contestants need no rest where no figure is kept."""
     monkeypatch.setattr(timing, "PAUSE", 0.0)
     monkeypatch.setattr(timing, "BLOCK_SECONDS", 0.0)
-    monkeypatch.setattr(commands, "QUICK_PAUSE", 0.0)
+    monkeypatch.setattr(on_cpu, "QUICK_PAUSE", 0.0)
     monkeypatch.setattr(ceilings, "TRY_SECONDS", 0.0)
     monkeypatch.setattr(ceilings, "TRIES", 1)
 

@@ -1,8 +1,8 @@
 """How fast this machine can be at this moment: its peak of multiply-adds, and a plain loop over a row's arrays.
 
 Measured by measure around every row, so that a share of the peak means the clock and the neighbours of that minute.
-On the CPU alone. The floor of a row is the longer of its operations at the peak and its loop: what no implementation
-gets below by much, unless it leaves caches out when it writes.
+gpu_ceilings does so for a GPU. The floor of a row is the longer of its operations at the peak and its loop: what no
+implementation gets below by much, unless it leaves caches out when it writes.
 """
 
 import time
@@ -25,18 +25,21 @@ LEAST_CHAINS = 12  # four cycles on each of two or three units; machines with 32
 
 
 class Ceilings(NamedTuple):
-    """Floating-point operations a second, and the seconds of the plain loop."""
+    """Floating-point operations a second, where they are known, and the seconds in which the arrays can be moved."""
 
-    peak: float
+    peak: float | None
     loop: float
 
     def floor(self, flops: int) -> float:
         """Seconds below which so many operations over those arrays can't be expected."""
-        return max(flops / self.peak, self.loop)
+        return self.loop if self.peak is None else max(flops / self.peak, self.loop)
 
     def better(self, other: "Ceilings | None") -> "Ceilings":
         """The higher ceilings of two measurements: what disturbs one only lowers it."""
-        return self if other is None else Ceilings(max(self.peak, other.peak), min(self.loop, other.loop))
+        if other is None:
+            return self
+        peaks = [peak for peak in (self.peak, other.peak) if peak is not None]
+        return Ceilings(max(peaks, default=None), min(self.loop, other.loop))
 
 
 def measure(moved: Traffic, dtype: str, workers: int, *, cold: bool = False) -> Ceilings:

@@ -12,7 +12,7 @@ may be off by
 n·u·Σ|terms| bounds the rounding of n additions and products in any order; its first-order form is enough, as the sample
 stays far below n·u = 1. Rounding errors that are independent and of mean zero stay below λ·√n·u·Σ|terms| but for a
 probability of 2n·exp(-λ²/2) (Higham and Mary, doi 10.1137/18M1226312), with λ = 8 below 1e-13·n/5. Σ|terms| is the
-reference itself, on absolute values.
+reference itself, on absolute values. formats adds what is rounded beside the sum: factors to tf32, results to halves.
 """
 
 import math
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import reference
+from .formats import FORMATS, Format
 from .workloads import Operands, Problem
 
 LARGEST_INTEGER = 4  # of the exact operands
@@ -90,10 +91,10 @@ def is_exact(problem: Problem, array: str, dtype: Any) -> bool:
 
 
 def first_mismatch(
-    problem: Problem, operands: Operands, result: Arrays, *, exact: bool
+    problem: Problem, operands: Operands, result: Arrays, *, exact: bool, kind: Format | None = None
 ) -> Mismatch | WrongShape | None:
     """What is wrong with a result, or None: see :class:`Expected`."""
-    return Expected(problem, operands, exact=exact).first_mismatch(result)
+    return Expected(problem, operands, exact=exact, kind=kind).first_mismatch(result)
 
 
 class Expected:
@@ -106,20 +107,25 @@ class Expected:
         The host arrays that the results are computed from.
     exact : bool
         Whether the operands are the problem's integers: then elements whose sums are exact must be equal.
+    kind : Format, optional
+        What the results are computed in; by default the operands' own dtype.
     """
 
-    def __init__(self, problem: Problem, operands: Operands, *, exact: bool) -> None:
+    def __init__(self, problem: Problem, operands: Operands, *, exact: bool, kind: Format | None = None) -> None:
         self._problem = problem
         self._operands = operands
         self._exact = exact
+        self._kind = FORMATS[operands.weight.dtype.name] if kind is None else kind
         self._known: dict[str, tuple[Any, Any, Any]] = {}
 
-    def first_mismatch(self, result: Arrays) -> Mismatch | WrongShape | None:
+    def first_mismatch(self, result: Arrays, *, loose: bool = False) -> Mismatch | WrongShape | None:
         """What is wrong with a result, or None.
 
         Parameters
         ----------
         result : dict of str to numpy.ndarray
+        loose : bool
+            Whether it may be rounded as peers do.
         """
         dtype = self._operands.weight.dtype
         for name, array in result.items():
@@ -128,7 +134,8 @@ class Expected:
                 return WrongShape(name, f"{array.dtype} {array.shape}", f"{dtype} {expected_shape}")
             if name not in self._known:
                 self._known[name] = self._sampled(name)
-            where, expected, allowed = self._known[name]
+            where, expected, magnitude = self._known[name]
+            allowed = self._allowed(name, expected, magnitude, loose=loose)
             got = array[tuple(where.T)].astype(np.float64)
             right = np.abs(got - expected) <= allowed  # false where either is NaN
             if not right.all():
@@ -138,20 +145,26 @@ class Expected:
                 return Mismatch(name, index, float(got[first]), float(expected[first]), wrong, len(where))
         return None
 
+    def _allowed(self, name: str, expected: Any, magnitude: Any, *, loose: bool) -> Any:
+        """How far off each element may be; not at all where its sum is exact, and then has no magnitude."""
+        if magnitude is None:
+            return np.zeros(len(expected))
+        summed = tolerance(terms(self._problem, name), self._operands.weight.dtype) * magnitude
+        return summed + self._kind.allowed(expected, magnitude, loose=loose)
+
     def _sampled(self, name: str) -> tuple[Any, Any, Any]:
-        """Places in a result, what should stand there, and how far off it may be."""
+        """Places in a result, what should stand there, and the sums of the sizes of its terms."""
         problem, operands, dtype = self._problem, self._operands, self._operands.weight.dtype
         shape = shapes(problem)[name]
         where = sample(shape, _sample_size(problem, name))
         if len(where) == 0:
-            return where, np.empty(0), np.empty(0)
+            return where, np.empty(0), None
         rows = where if len(shape) != 2 else np.insert(where, 0, 0, axis=1)  # the reference counts an item 0
         expected = _reference(problem, operands, name, rows)
         if self._exact and is_exact(problem, name, dtype):
-            return where, expected, np.zeros(len(where))
+            return where, self._kind.rounded(expected), None
         magnitudes = Operands(*(None if a is None else np.abs(a) for a in operands))
-        allowed = tolerance(terms(problem, name), dtype) * _reference(problem, magnitudes, name, rows)
-        return where, expected, allowed
+        return where, expected, _reference(problem, magnitudes, name, rows)
 
 
 def tolerance(count: int, dtype: Any) -> float:

@@ -12,50 +12,53 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO
+from typing import IO, Protocol
 
-import numba
 import numpy as np
 
 from ..cpu.compilation import cache_folder
 from ..warmup import DTYPES, PASSES, Sizes, run
-from . import cold, machine, measure, peers, report, results, verification
-from .cold import Cold
-from .contestants import Contestant
-from .device import Device, Gpu, find_gpu, threads
-from .ours import STYLES, Ours, Style
+from . import machine, measure, on_cpu, on_gpu, peers, report, results, sanitizer, verification
+from .device import Device, Gpu, find_gpu
+from .on_cpu import LIMIT, NO_PEER, QUICK_LIMIT, Setup
+from .options import OptionError
 from .progress import Progress
-from .selection import Job, matching, select
+from .selection import Job, Jobs, matching, select
 from .workloads import layer_problems
 
-QUICK_LIMIT, LIMIT = 0.1, 4.0  # GFLOP
+__all__ = [
+    "BLOCKS", "LIMIT", "NO_PEER", "QUICK_BLOCKS", "QUICK_LIMIT", "OptionError", "bench", "info", "show_results",
+    "verify", "warmup",
+]  # fmt: skip
+
 QUICK_BLOCKS, BLOCKS = 5, 9
-QUICK_STYLES: tuple[Style, ...] = ("function", "layer")
-QUICK_PAUSE = 0.05  # seconds
-NO_PEER = "none"
 
 
-class OptionError(Exception):
-    """Options that can't be met; the text says why."""
+class Bench(Protocol):
+    """What bench asks of a device: on_cpu or on_gpu."""
+
+    def jobs_of(self, options: argparse.Namespace) -> Jobs:
+        """How jobs are made of rows; refuses options that the device has no use for."""
+
+    def opened(self, options: argparse.Namespace, progress: Progress) -> contextlib.AbstractContextManager[Setup]:
+        """All that a run has there."""
+
+
+BENCHES: dict[Device, Bench] = {"cpu": on_cpu, "cuda": on_gpu}
 
 
 def bench(options: argparse.Namespace, progress: Progress) -> int:
     """Check and time the rows chosen; 1 where a result is wrong."""
+    jobs_of = BENCHES[options.device].jobs_of(options)
     _require_gpu(options.device)
-    if cold.STYLE in (options.style or ()) and options.device != "cpu":
-        raise OptionError(
-            f"argument --style: {cold.STYLE!r} is about the caches of a CPU; got --device {options.device}"
-        )
-    quick = options.quick
-    limit = options.limit or (QUICK_LIMIT if quick else LIMIT)
     passes = list(dict.fromkeys(what for group in options.passes or [["forward"]] for what in group))
     try:
         jobs, shapeless = select(
             options.rows,
             core=options.core if options.core is not None else not options.rows,
             passes=passes,
-            limit=limit * 1e9,
-            quick=quick,
+            jobs_of=jobs_of,
+            quick=options.quick,
         )
     except LookupError as reason:
         raise OptionError(str(reason)) from None
@@ -65,84 +68,60 @@ def bench(options: argparse.Namespace, progress: Progress) -> int:
         raise OptionError("none of these rows has a training shape")
     with contextlib.ExitStack() as stack:
         files = {"json": _open(stack, options.json, "a"), "markdown": _open(stack, options.markdown, "w")}
-        return _measure(jobs, options, limit, files, progress, stack)
+        setup = stack.enter_context(BENCHES[options.device].opened(options, progress))
+        return _measure(jobs, options, setup, files, progress)
 
 
 def _measure(
     jobs: Sequence[Job],
     options: argparse.Namespace,
-    limit: float,
+    setup: Setup,
     files: dict[str, IO[str] | None],
     progress: Progress,
-    stack: contextlib.ExitStack,
 ) -> int:
-    progress.announce("starting; kernels compile on their first call")
-    counts = options.threads or [numba.get_num_threads()]
-    stack.enter_context(threads(max(counts)))
-    facts = machine.describe()
-    contestants = _contestants(options, counts, progress, stack)
     blocks = options.blocks or (QUICK_BLOCKS if options.quick else BLOCKS)
     settings = {
         "started": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "device": options.device,
         "dtype": options.dtype,
-        "threads": counts,
-        "limit_gflop": limit,
+        **setup.settings,
         "blocks": blocks,
     }
-    log = report.JsonLines(files["json"], facts, settings) if files["json"] else None
+    log = report.JsonLines(files["json"], setup.facts, settings) if files["json"] else None
     progress.clear()
-    print(machine.headline(facts))
-    columns = report.columns([contestant.name for contestant in contestants], counts, ceiling=options.device == "cpu")
-    table = report.Table(columns, sys.stdout)
-    records, refused = [], 0
+    headline = machine.HEADLINES[options.device](setup.facts)
+    print(headline)
+    table = report.Table(setup.columns, sys.stdout)
+    records: list[report.Record] = []
+    refused = unfit = 0
     for place, job in enumerate(jobs):
         progress.update(f"{job.problem.name}, {job.what} ({place + 1} of {len(jobs)})")
-        outcome = measure.measure(
-            job,
-            contestants,
-            options.dtype,
-            blocks=blocks,
-            pause=QUICK_PAUSE if options.quick else None,
-            progress=progress,
-            ceiling=options.device == "cpu",
-        )
+        outcome = measure.measure(job, setup.contestants, options.dtype, setup.target, blocks=blocks, progress=progress)
         progress.clear()
-        if isinstance(outcome, measure.Refusal):
-            print(outcome, file=sys.stderr)
-            refused += 1
-            continue
-        if not outcome:
-            print(f"left out: {job.problem.name} ({job.what}): no contestant takes it", file=sys.stderr)
-        for row in outcome:
+        for refusal in outcome.refusals:
+            print(refusal, file=sys.stderr)
+            unfit += refusal.contestant not in setup.target.peers
+            if log and setup.target.forgiving:
+                log.add(refusal.record())
+        if not outcome.rows:
+            refused += bool(outcome.refusals)
+            if not outcome.refusals:
+                print(f"left out: {job.problem.name} ({job.what}): no contestant takes it", file=sys.stderr)
+        for row in outcome.rows:
             record = row.record()
             table.add(record)
             records.append(record)
             if log:
                 log.add(record)
-    closing = [report.MEANING, *(report.summary(records) or [f"no ratios: no peer of {', '.join(peers.PEERS)} here"])]
+    no_ratios = f"no ratios: no peer of {', '.join(peers.PEERS)} here"
+    closing = [setup.meaning, *(report.summary(records) or [no_ratios])]
     if files["markdown"]:
-        lines = [machine.headline(facts), "", report.markdown(records, columns), "", *(f"- {line}" for line in closing)]
+        lines = [headline, "", report.markdown(records, setup.columns), "", *(f"- {line}" for line in closing)]
         files["markdown"].write("\n".join(lines) + "\n")
     print("\n".join(closing))
     if refused:
         print(f"{refused} of {len(jobs)} rows refused: wrong results are not timed", file=sys.stderr)
-    return 1 if refused else 0
-
-
-def _contestants(
-    options: argparse.Namespace, counts: Sequence[int], progress: Progress, stack: contextlib.ExitStack
-) -> list[Contestant]:
-    ours: list[Contestant] = [
-        Cold(algorithm, count) if style == cold.STYLE else Ours(algorithm, options.device, style, count)
-        for count in counts
-        for algorithm in dict.fromkeys(options.algorithm or ["auto"])
-        for style in dict.fromkeys(options.style or (QUICK_STYLES if options.quick else STYLES))
-    ]
-    wanted = [peer for peer in options.peer or peers.PEERS if peer != NO_PEER and peers.installed(peer)]
-    if wanted:
-        progress.announce(f"importing {' and '.join(wanted)}")
-    return ours + stack.enter_context(peers.contestants(wanted, options.device, counts))
+    return 1 if refused or unfit else 0
 
 
 def show_results(options: argparse.Namespace, progress: Progress) -> int:  # noqa: ARG001  # commands have one signature
@@ -172,11 +151,12 @@ def verify(options: argparse.Namespace, progress: Progress) -> int:
             print(f"cuda: not checked, no GPU ({gpu})")
     else:
         _require_gpu(options.device)
+    among = verification.quick_problems() if options.quick else None
     wrong = 0
     for device in devices:
         start = time.monotonic()
         calls = failures = 0
-        for outcome in verification.verify(device, progress):
+        for outcome in verification.verify(device, progress, among=among):
             calls += 1
             if outcome.wrong:
                 failures += 1
@@ -186,7 +166,23 @@ def verify(options: argparse.Namespace, progress: Progress) -> int:
         verdict = f"{failures} WRONG" if failures else "all equal to the reference, bit by bit"
         print(f"{device}: {calls} calls, {verdict} ({time.monotonic() - start:.1f} s)", flush=True)
         wrong += failures
+    if "cuda" in devices and not options.quick:
+        wrong += _sanitized(progress)
     return 1 if wrong else 0
+
+
+def _sanitized(progress: Progress) -> int:
+    """Run the quick checks again under compute-sanitizer's tools; how many found something."""
+    found = 0
+    for tool in sanitizer.TOOLS:
+        progress.announce(f"cuda: the quick checks under {tool}")
+        start = time.monotonic()
+        verdict = sanitizer.run(tool)
+        progress.clear()
+        mark = "WRONG  " if verdict.wrong else ""
+        print(f"{mark}cuda, {tool}: {verdict.text} ({time.monotonic() - start:.1f} s)", flush=True)
+        found += verdict.wrong
+    return found
 
 
 def warmup(options: argparse.Namespace, progress: Progress) -> int:

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, Protocol, get_args
 import numpy as np
 
 from .checking import GRADIENTS, Arrays, shapes
+from .formats import FORMATS
 from .timing import Call
 from .workloads import Operands, Problem
 
@@ -44,7 +45,7 @@ class Traffic(NamedTuple):
 
     def bytes(self, dtype: str) -> int:
         """All of them together."""
-        return (sum(self.read) + sum(self.written)) * np.dtype(dtype).itemsize
+        return (sum(self.read) + sum(self.written)) * FORMATS[dtype].itemsize
 
 
 def needed(problem: Problem, what: Pass) -> tuple[Any, ...]:

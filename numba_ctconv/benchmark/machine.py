@@ -70,6 +70,19 @@ def headline(facts: dict[str, Any]) -> str:
     return f"{facts['cpu']}, {threads}, vectors of {facts['vector_bits']} bits, Python {facts['python']}, {versions}"
 
 
+def gpu_headline(facts: dict[str, Any]) -> str:
+    """The GPU in one line."""
+    versions = ", ".join(f"{name} {facts[name]}" for name in ("numba_ctconv", *PACKAGES) if facts[name])
+    gpu = facts["gpu"] or {"name": "no GPU", "compute_capability": "-", "driver": "-"}
+    driver = f"driver {facts.get('nvidia_driver') or 'unknown'} for CUDA {gpu['driver']}"
+    return (
+        f"{gpu['name']}, compute capability {gpu['compute_capability']}, {driver}, Python {facts['python']}, {versions}"
+    )
+
+
+HEADLINES = {"cpu": headline, "cuda": gpu_headline}
+
+
 def version(package: str) -> str | None:
     """The installed version of a distribution; None where it is not installed."""
     try:

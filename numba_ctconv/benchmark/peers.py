@@ -7,13 +7,12 @@ benchmark runs, never before.
 import contextlib
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, Protocol
 
 from .checking import GRADIENTS, Arrays
 from .contestants import Contestant, Pass, needed
-from .device import Device
-from .timing import Call, nothing
+from .timing import Call
 from .workloads import Operands, Problem
 
 PEERS = ("torch", "onnxruntime")
@@ -21,17 +20,49 @@ REQUIRED = {"torch": ("torch",), "onnxruntime": ("onnxruntime", "onnx")}  # onnx
 OPSET, IR_VERSION = 17, 8  # old enough for every onnxruntime of today
 
 
+class TensorPlace(Protocol):
+    """What torch's contestant asks of the place that its tensors are in."""
+
+    def put(self, array: Any) -> Any:
+        """A tensor of a host array; None stays None."""
+
+    def take(self, value: Any) -> Any:
+        """A tensor as checking looks at it; None stays None."""
+
+    def call(self, run: Callable[[], Any], set_up: Callable[[], None]) -> Call:
+        """The call to time."""
+
+
+class HostTensors:
+    """torch's tensors in host memory, which share it with NumPy's arrays."""
+
+    def __init__(self, torch: Any) -> None:
+        self._torch = torch
+
+    def put(self, array: Any) -> Any:
+        """A view."""
+        return None if array is None else self._torch.from_numpy(array)
+
+    def take(self, value: Any) -> Any:
+        """A view."""
+        return None if value is None else value.numpy()
+
+    def call(self, run: Callable[[], Any], set_up: Callable[[], None]) -> Call:
+        """On the host's clock."""
+        return Call(run, set_up=set_up)
+
+
 class Torch:
     """torch's operators, with the crops that they can't express done as torch's users do: full length, then a slice."""
 
-    name = "torch"
     exact = False
     cold = False
 
-    def __init__(self, torch: Any, device: Device, threads: int) -> None:
+    def __init__(self, torch: Any, place: TensorPlace, threads: int, name: str = "torch") -> None:
+        self.name = name
         self.threads = threads
         self._torch = torch
-        self._device = device
+        self._place = place
 
     def takes(self, problem: Problem, what: Pass, dtype: str) -> bool:  # noqa: ARG002  # the protocol's
         """Every pass of every row."""
@@ -40,7 +71,7 @@ class Torch:
     def prepare(self, problem: Problem, what: Pass, operands: Operands) -> Call:
         """A call of conv_transpose1d or of the operator that autograd runs for its gradients."""
         torch = self._torch
-        x, w, b, dy = (None if a is None else torch.from_numpy(a).to(self._device) for a in operands)
+        x, w, b, dy = (self._place.put(a) for a in operands)
         sliced = isinstance(problem.padding, tuple)
         left = problem.padding[0] if isinstance(problem.padding, tuple) else 0
         padding = 0 if isinstance(problem.padding, tuple) else problem.padding
@@ -68,11 +99,10 @@ class Torch:
     def arrays(self, what: Pass, result: Any) -> Arrays:
         """The output, or the gradients that were asked for."""
         named = {"output": result} if what == "forward" else dict(zip(GRADIENTS, result, strict=True))
-        return {name: tensor.cpu().numpy() for name, tensor in named.items() if tensor is not None}
+        return {name: self._place.take(tensor) for name, tensor in named.items() if tensor is not None}
 
     def _call(self, run: Any) -> Call:
-        finish = nothing if self._device == "cpu" else self._torch.cuda.synchronize
-        return Call(run, finish, lambda: self._torch.set_num_threads(self.threads))
+        return self._place.call(run, lambda: self._torch.set_num_threads(self.threads))
 
 
 class Onnxruntime:
@@ -151,30 +181,34 @@ def installed(peer: str) -> bool:
 
 
 @contextlib.contextmanager
-def contestants(names: Sequence[str], device: Device, threads: Sequence[int]) -> Iterator[list[Contestant]]:
-    """Those of the peers that are there for the device, once for each number of threads.
-
-    torch computes in full float32 precision on a GPU; its settings are put back afterwards.
-    """
+def contestants(
+    names: Sequence[str],
+    place: Literal["cpu"],  # noqa: ARG001  # on_gpu makes those of a GPU
+    threads: Sequence[int],
+) -> Iterator[list[Contestant]]:
+    """Those of the peers that are there, on the CPU, once for each number of threads."""
     found: list[Contestant] = []
     with contextlib.ExitStack() as stack:
         if "torch" in names and installed("torch"):
             torch = importlib.import_module("torch")
-            stack.enter_context(_kept_settings(torch))
-            if device == "cpu" or torch.cuda.is_available():
-                found += [Torch(torch, device, count) for count in threads]
-        if "onnxruntime" in names and installed("onnxruntime") and device == "cpu":
+            stack.enter_context(kept_settings(torch))
+            found += [Torch(torch, HostTensors(torch), count) for count in threads]
+        if "onnxruntime" in names and installed("onnxruntime"):
             onnxruntime, onnx = importlib.import_module("onnxruntime"), importlib.import_module("onnx")
             found += [Onnxruntime(onnxruntime, onnx, count) for count in threads]
         yield found
 
 
 @contextlib.contextmanager
-def _kept_settings(torch: Any) -> Iterator[None]:
-    before = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
+def kept_settings(torch: Any, *, tf32: bool = False) -> Iterator[None]:
+    """Convolutions and products of torch's on a GPU in full float32 precision or tf32; all put back afterwards."""
+    cudnn = torch.backends.cudnn
+    before = torch.get_num_threads(), cudnn.allow_tf32, cudnn.benchmark, torch.get_float32_matmul_precision()
+    cudnn.allow_tf32 = tf32
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
     try:
         yield
     finally:
         torch.set_num_threads(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+        cudnn.allow_tf32, cudnn.benchmark = before[1:3]
+        torch.set_float32_matmul_precision(before[3])

@@ -9,11 +9,12 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any, NamedTuple
 
-from .measure import BEST, ONE_THREAD
+from .measure import BEST, ONE_THREAD, column
 from .peers import PEERS
 
 Record = Mapping[str, Any]
 
+CONTESTANTS = ("torch", "torch benchmark", "onnxruntime")  # of all devices, that others are compared with
 PRIVATE = ("cache", "no_gpu")  # facts of a machine that say nothing about its speed
 
 
@@ -26,8 +27,8 @@ class Column(NamedTuple):
     left: bool = False
 
 
-def columns(contestants: Sequence[str], threads: Sequence[int], *, ceiling: bool) -> list[Column]:
-    """The columns that have something to say."""
+def columns(contestants: Sequence[str], threads: Sequence[int]) -> list[Column]:
+    """The columns that have something to say of a CPU."""
     peers = [peer for peer in PEERS if peer in contestants]
     return [
         Column("row", 29, lambda record: record["row"], left=True),
@@ -38,11 +39,43 @@ def columns(contestants: Sequence[str], threads: Sequence[int], *, ceiling: bool
         Column("ms", 7, milliseconds),
         Column("spread", 7, lambda record: f"{100 * record['spread']:.1f} %"),
         Column("GFLOP/s", 7, lambda record: f"{record['gflops']:.2f}"),
-        *([Column("of peak", 7, _percent("of_peak")), Column("of floor", 8, _percent("of_floor"))] * ceiling),
+        Column("of peak", 7, percent("of_peak")),
+        Column("of floor", 8, percent("of_floor")),
         *(Column(f"× {peer}", 7, times(peer)) for peer in peers),
         *([Column("× best [95 %]", 19, times(BEST, interval=True))] * bool(peers)),
         *([Column("× 1 thread", 10, times(ONE_THREAD))] * (1 in threads and max(threads) > 1)),
     ]
+
+
+def gpu_columns(contestants: Sequence[str]) -> list[Column]:
+    """Those of a GPU: the row's sizes, the share of copy bandwidth, and the host's time for a call."""
+    peers = [name for name in contestants if name.startswith("torch")]
+    return [
+        Column("row", 29, lambda record: record["row"], left=True),
+        Column("pass", 11, lambda record: record["pass"], left=True),
+        Column("sizes", 9, lambda record: record["sizes"], left=True),
+        Column("N × L", 15, size),
+        Column("contestant", max(map(len, contestants)), lambda record: record["contestant"], left=True),
+        Column("ms", 8, milliseconds),
+        Column("spread", 7, lambda record: f"{100 * record['spread']:.1f} %"),
+        Column("TFLOP/s", 7, lambda record: f"{record['gflops'] / 1e3:.3g}"),
+        Column("of peak", 7, percent("of_peak")),
+        Column("of copy", 7, of_copy),
+        Column("of floor", 8, percent("of_floor")),
+        Column("host µs", 7, microseconds),
+        *(Column(f"× {peer}", 7, times(peer)) for peer in peers),
+        *([Column("× best [95 %]", 19, times(BEST, interval=True))] * bool(peers)),
+    ]
+
+
+GPU_MEANING = (
+    "ms: of a replayed CUDA graph, the second-level cache overwritten before it, median over the blocks; spread: "
+    "interquartile range over median; of peak: operations over those of multiply-adds in registers (full float32, "
+    "float64) or of a large matrix product of torch's (the rest); of copy: bytes of operands and results, each once, "
+    "over those that a copy of device memory moves in the same time; of floor: the longer of the two bounds over ms; "
+    "host µs: of a call that is only queued; × torch, × torch benchmark, × best: time of torch with cudnn.benchmark "
+    "off and on, and of the faster of both, over own, median of the blocks' ratios."
+)
 
 
 MEANING = (
@@ -104,23 +137,29 @@ def markdown(records: Sequence[Record], columns: Sequence[Column]) -> str:
 
 def summary(records: Sequence[Record]) -> list[str]:
     """A line for each contestant, pass and number of threads: geometric means of the ratios, and what lies below 1."""
-    groups: dict[tuple[str, str, int], list[Record]] = {}
+    groups: dict[tuple[str, str, str], list[Record]] = {}
     for record in records:
         if record[f"times_{BEST}"] is not None:
-            groups.setdefault((record["contestant"], record["pass"], record["threads"]), []).append(record)
+            sizes = record.get("sizes") or _counted(record["threads"], "thread")
+            groups.setdefault((record["contestant"], record["pass"], sizes), []).append(record)
     lines = []
-    for (contestant, what, threads), group in groups.items():
+    for (contestant, what, sizes), group in groups.items():
         means = []
-        for name in (BEST, *PEERS):
-            ratios = [record[f"times_{name}"]["median"] for record in group if record[f"times_{name}"] is not None]
-            if ratios:
-                means.append(f"{name} {statistics.geometric_mean(ratios):.2f}")
+        for name in compared(group):
+            ratios = [record[column(name)]["median"] for record in group if record[column(name)] is not None]
+            means.append(f"{name} {statistics.geometric_mean(ratios):.2f}")
         slower = [r["row"] for r in group if (r[f"times_{BEST}"]["high"] or 1.0) < 1.0]
         lines.append(
-            f"geometric mean, times {', '.join(means)} ({contestant}, {what}, {_counted(threads, 'thread')}, "
-            f"{_counted(len(group), 'row')}); slower than the best: {', '.join(slower) or 'none'}"
+            f"geometric mean, times {', '.join(means)} ({contestant}, {what}, {sizes}, {_counted(len(group), 'row')}); "
+            f"slower than the best: {', '.join(slower) or 'none'}"
         )
     return lines
+
+
+def compared(records: Sequence[Record]) -> list[str]:
+    """What records have ratios to, the best of the peers first."""
+    names = [BEST, *CONTESTANTS]
+    return [name for name in names if any(record.get(column(name)) is not None for record in records)]
 
 
 def size(record: Record) -> str:
@@ -139,7 +178,7 @@ def times(name: str, *, interval: bool = False) -> Callable[[Record], str]:
     """The cell of a ratio."""
 
     def cell(record: Record) -> str:
-        ratio = record[f"times_{name}"]
+        ratio = record[column(name)]
         if ratio is None:
             return "-"
         if not interval or ratio["low"] is None:
@@ -149,7 +188,18 @@ def times(name: str, *, interval: bool = False) -> Callable[[Record], str]:
     return cell
 
 
-def _percent(name: str) -> Callable[[Record], str]:
+def of_copy(record: Record) -> str:
+    """The share of the bandwidth of a copy."""
+    return "-" if record["loop_seconds"] is None else f"{100 * record['loop_seconds'] / record['median']:.1f} %"
+
+
+def microseconds(record: Record) -> str:
+    """The median of the host's time for a call."""
+    return "-" if record["host_median"] is None else f"{1e6 * record['host_median']:.1f}"
+
+
+def percent(name: str) -> Callable[[Record], str]:
+    """The cell of a share."""
     return lambda record: "-" if record[name] is None else f"{100 * record[name]:.1f} %"
 
 

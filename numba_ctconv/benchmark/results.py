@@ -10,11 +10,12 @@ from typing import Any, NamedTuple
 
 from ..published import layers
 from . import machine, report
-from .peers import PEERS
+from .measure import BEST
 from .report import Column, Record
 from .selection import matching
 
-SAME = ("cpu", "vector_bits", "python", "numba_ctconv", *machine.PACKAGES)  # what runs in one table must share
+KEY = ("row", "pass", "dtype", "threads", "contestant", "sizes", "precision")  # the last two are a GPU's
+SAME = ("cpu", "gpu", "vector_bits", "python", "numba_ctconv", *machine.PACKAGES)  # what runs in one table must share
 
 
 class Results(NamedTuple):
@@ -38,8 +39,8 @@ def read(path: pathlib.Path) -> Results:
             record = json.loads(line)
             if "machine" in record:
                 heads.append(record)
-            else:
-                records[tuple(record[key] for key in ("row", "pass", "dtype", "threads", "contestant"))] = record
+            elif "refused" not in record:
+                records[tuple(record[key] for key in KEY[:5]) + tuple(record.get(key) for key in KEY[5:])] = record
     except OSError as reason:
         raise UnfitFileError(f"{path} can't be read: {reason.strerror}") from None
     except (ValueError, KeyError, TypeError):
@@ -82,8 +83,8 @@ def short_table(
     rows = [record for record in kept if record["row"] in shown]
     options = results.options
     head = (
-        f"{machine.headline(results.machine)}; {options['started'][:10]}; {contestant}, {rows[0]['dtype']}, layers cut "
-        f"to {options['limit_gflop']:g} GFLOP, medians of {options['blocks']} blocks."
+        f"{machine.HEADLINES[options.get('device', 'cpu')](results.machine)}; {options['started'][:10]}; {contestant}, "
+        f"{rows[0]['dtype']}{_sized(options)}, medians of {options['blocks']} blocks."
     )
     return "\n".join(
         [
@@ -96,17 +97,26 @@ def short_table(
     )
 
 
+def _sized(options: Record) -> str:
+    """How the layers' sizes were chosen."""
+    if "raise_gflop" in options:
+        return f" ({options['precision']}), batches raised to {options['raise_gflop']:g} GFLOP"
+    return f", layers cut to {options['limit_gflop']:g} GFLOP"
+
+
 def _short_columns(records: Sequence[Record]) -> list[Column]:
-    """Layer, time, speed, share of the peak and the ratio to each peer; pass and threads where they differ."""
-    several = {key: len({record[key] for record in records}) > 1 for key in ("pass", "threads")}
-    peers = [peer for peer in PEERS if any(record[f"times_{peer}"] is not None for record in records)]
+    """Layer, time, speed, share of the peak and the ratio to each peer; pass, sizes and threads where they differ."""
+    several = {key: len({record.get(key) for record in records}) > 1 for key in ("pass", "sizes", "threads")}
+    peers = [peer for peer in report.compared(records) if peer != BEST]
     return [
         Column("layer", 0, lambda record: record["row"], left=True),
         *([Column("pass", 0, lambda record: record["pass"], left=True)] * several["pass"]),
+        *([Column("sizes", 0, lambda record: record["sizes"], left=True)] * several["sizes"]),
         *([Column("threads", 0, lambda record: str(record["threads"]))] * several["threads"]),
         Column("N × L", 0, lambda record: f"{record['batch']} × {record['input_length']}"),
         Column("ms", 0, report.milliseconds),
         Column("GFLOP/s", 0, lambda record: f"{record['gflops']:.1f}"),
         Column("of peak", 0, lambda record: "-" if record["of_peak"] is None else f"{100 * record['of_peak']:.0f} %"),
+        *([Column("of copy", 0, report.of_copy)] * ("sizes" in records[0])),
         *(Column(f"× {peer}", 0, report.times(peer)) for peer in peers),
     ]

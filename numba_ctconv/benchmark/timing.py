@@ -8,6 +8,7 @@ spin for how long.
 
 import math
 import statistics
+import sys
 import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -17,6 +18,7 @@ PAUSE = 0.25
 NAP = 0.01  # seconds between looks at the processor time
 IDLE = 0.1  # of one core: below it nobody spins
 BLOCK_SECONDS = 0.02
+FEWEST_BLOCKS = 3  # however little time there is
 
 Name = TypeVar("Name", bound=Hashable)
 
@@ -26,11 +28,17 @@ def nothing() -> None:
 
 
 class Call(NamedTuple):
-    """What is timed: `run` queues or does the work, `finish` waits for it; `set_up` sets the threads before a block."""
+    """What is timed: `run` queues or does the work, `finish` waits for it; `set_up` sets the threads before a block.
+
+    A GPU brings clocks of its own, which take the number of calls and give seconds a call: `clock` those of the device,
+    `queued` those of the host, which only queues the work. Without them the host's clock times both together.
+    """
 
     run: Callable[[], Any]
     finish: Callable[[], None] = nothing
     set_up: Callable[[], None] = nothing
+    clock: Callable[[int], float] | None = None
+    queued: Callable[[int], float] | None = None
 
 
 class Samples(NamedTuple):
@@ -53,6 +61,8 @@ def interleaved(
     blocks: int,
     *,
     block_seconds: float | None = None,
+    most_calls: int | None = None,
+    budget: float | None = None,
     pause: float | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> dict[Name, Samples]:
@@ -66,6 +76,10 @@ def interleaved(
         Blocks for each contestant.
     block_seconds : float, optional
         A block repeats its call until about so many seconds are filled, at least once; default: BLOCK_SECONDS.
+    most_calls : int, optional
+        Of a block, where a call costs more than its own time.
+    budget : float, optional
+        Seconds that all blocks together may take: there are fewer where they are too slow, but FEWEST_BLOCKS at least.
     pause : float, optional
         The longest rest before each block, in seconds; default: PAUSE.
     progress : callable, optional
@@ -78,11 +92,14 @@ def interleaved(
     longest = PAUSE if pause is None else pause
     filled = BLOCK_SECONDS if block_seconds is None else block_seconds
     names = list(contestants)
-    calls = {}
+    calls, cost = {}, 0.0
     for name in names:
         rest(longest)
         once = _block(contestants[name], 1)
-        calls[name] = max(1, math.ceil(filled / max(once, 1e-9)))
+        calls[name] = max(1, min(math.ceil(filled / max(once, 1e-9)), most_calls or sys.maxsize))
+        cost += (calls[name] + 1) * once
+    if budget is not None:
+        blocks = affordable(blocks, cost, budget)
     seconds: dict[Name, list[float]] = {name: [] for name in names}
     for block in range(blocks):
         if progress is not None:
@@ -92,6 +109,22 @@ def interleaved(
             rest(longest)
             seconds[name].append(_block(contestants[name], calls[name]))
     return {name: Samples(tuple(seconds[name]), calls[name]) for name in names}
+
+
+def affordable(blocks: int, cost: float, budget: float) -> int:
+    """How many of so many blocks fit into a budget of seconds; `cost` is that of a block of every contestant."""
+    return max(min(blocks, int(budget / max(cost, 1e-9))), min(blocks, FEWEST_BLOCKS))
+
+
+def queueing(contestants: Mapping[Name, Call], calls: Mapping[Name, int], blocks: int) -> dict[Name, Samples]:
+    """Time the host alone, in turn, for those whose work is only queued."""
+    clocks = {name: call.queued for name, call in contestants.items() if call.queued is not None}
+    seconds: dict[Name, list[float]] = {name: [] for name in clocks}
+    for _ in range(blocks):
+        for name, queued in clocks.items():
+            contestants[name].set_up()
+            seconds[name].append(queued(calls[name]))
+    return {name: Samples(tuple(values), calls[name]) for name, values in seconds.items()}
 
 
 def rest(longest: float) -> None:
@@ -107,8 +140,10 @@ def rest(longest: float) -> None:
 
 def _block(call: Call, calls: int) -> float:
     """Seconds a call; one call before the clock starts wakes the threads and fills the caches."""
-    run, finish, set_up = call
+    run, finish, set_up, clock, _ = call
     set_up()
+    if clock is not None:
+        return clock(calls)
     run()
     finish()
     start = time.perf_counter()
