@@ -19,7 +19,7 @@ from .arrays import Queue
 MOST_COPIED = 2**29  # bytes of the copied array,
 PART_OF_MEMORY = 16  # and at most this part of what is free
 BLOCKS = 8  # of multiply-adds on each multiprocessor: as many threads as it holds
-ROUNDS = 400  # of them: some milliseconds
+ROUNDS = 2000  # of them: some milliseconds
 
 
 class DriverError(RuntimeError):
@@ -99,11 +99,12 @@ class Graphs:
         return 2 * rates.CHAINS * rates.STEPS * ROUNDS * int(self._threads)
 
     def nothing(self) -> None:
-        """One round of nothing by as few threads as there can be."""
+        """No round of them, by as few blocks as Numba does not warn of."""
         if not self._sums:
             self.multiply_adds("float32")
         constants, sums = next(iter(self._sums.values()))
-        arrays.start(rates.multiply_adds, launch.Configuration(1, launch.WARP), self._queue, 0, constants, sums)
+        few = launch.Configuration(launch.FEWEST_BLOCKS, launch.WARP)
+        arrays.start(rates.multiply_adds, few, self._queue, 0, constants, sums)
 
 
 class _Graph:
@@ -112,12 +113,14 @@ class _Graph:
     def __init__(self, graph: Any, stream: int, memory: contextlib.ExitStack, result: Any) -> None:
         self._stream = stream
         self._result = result
-        weakref.finalize(self, memory.close)
+        weakref.finalize(self, memory.close).atexit = False
         try:
             self._executable = _call("cuGraphInstantiate", graph, 0)
         finally:
             _call("cuGraphDestroy", graph)
-        weakref.finalize(self, _call, "cuGraphExecDestroy", self._executable)
+        weakref.finalize(
+            self, _call, "cuGraphExecDestroy", self._executable
+        ).atexit = False  # the driver ends by itself
 
     def __call__(self) -> None:
         """Queue it."""
