@@ -136,21 +136,23 @@ def markdown(records: Sequence[Record], columns: Sequence[Column]) -> str:
 
 
 def summary(records: Sequence[Record]) -> list[str]:
-    """A line for each contestant, pass and number of threads: geometric means of the ratios, and what lies below 1."""
-    groups: dict[tuple[str, str, str], list[Record]] = {}
+    """A line for what was measured alike: geometric means of the ratios, and what lies below 1."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    formats = {number_format(record) for record in records}
     for record in records:
         if record[f"times_{BEST}"] is not None:
+            kind = (number_format(record),) if len(formats) > 1 else ()
             sizes = record.get("sizes") or _counted(record["threads"], "thread")
-            groups.setdefault((record["contestant"], record["pass"], sizes), []).append(record)
+            groups.setdefault((record["contestant"], record["pass"], *kind, sizes), []).append(record)
     lines = []
-    for (contestant, what, sizes), group in groups.items():
+    for alike, group in groups.items():
         means = []
         for name in compared(group):
             ratios = [record[column(name)]["median"] for record in group if record[column(name)] is not None]
             means.append(f"{name} {statistics.geometric_mean(ratios):.2f}")
         slower = [r["row"] for r in group if (r[f"times_{BEST}"]["high"] or 1.0) < 1.0]
         lines.append(
-            f"geometric mean, times {', '.join(means)} ({contestant}, {what}, {sizes}, {_counted(len(group), 'row')}); "
+            f"geometric mean, times {', '.join(means)} ({', '.join(alike)}, {_counted(len(group), 'row')}); "
             f"slower than the best: {', '.join(slower) or 'none'}"
         )
     return lines
@@ -160,6 +162,12 @@ def compared(records: Sequence[Record]) -> list[str]:
     """What records have ratios to, the best of the peers first."""
     names = [BEST, *CONTESTANTS]
     return [name for name in names if any(record.get(column(name)) is not None for record in records)]
+
+
+def number_format(record: Record) -> str:
+    """The dtype, and where it has several on a GPU the precision."""
+    precise = record["dtype"] == "float32" and record.get("precision")
+    return f"{record['dtype']} ({record['precision']})" if precise else str(record["dtype"])
 
 
 def size(record: Record) -> str:

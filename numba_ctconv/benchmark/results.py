@@ -82,9 +82,10 @@ def short_table(
     shown = matching(patterns, names, "rows of the file") if patterns else core or set(names)
     rows = [record for record in kept if record["row"] in shown]
     options = results.options
+    formats = " and ".join(dict.fromkeys(map(report.number_format, rows)))
     head = (
         f"{machine.HEADLINES[options.get('device', 'cpu')](results.machine)}; {options['started'][:10]}; {contestant}, "
-        f"{rows[0]['dtype']}{_sized(options)}, medians of {options['blocks']} blocks."
+        f"{formats}, {_sized(options)}, medians of {options['blocks']} blocks."
     )
     return "\n".join(
         [
@@ -100,23 +101,27 @@ def short_table(
 def _sized(options: Record) -> str:
     """How the layers' sizes were chosen."""
     if "raise_gflop" in options:
-        return f" ({options['precision']}), batches raised to {options['raise_gflop']:g} GFLOP"
-    return f", layers cut to {options['limit_gflop']:g} GFLOP"
+        return f"batches raised to {options['raise_gflop']:g} GFLOP"
+    return f"layers cut to {options['limit_gflop']:g} GFLOP"
 
 
 def _short_columns(records: Sequence[Record]) -> list[Column]:
-    """Layer, time, speed, share of the peak and the ratio to each peer; pass, sizes and threads where they differ."""
+    """Layer, time, speed, share of the peak and the ratio to each peer; and what differs between the records."""
     several = {key: len({record.get(key) for record in records}) > 1 for key in ("pass", "sizes", "threads")}
+    formats = {report.number_format(record) for record in records}
+    on_gpu = "sizes" in records[0]
+    unit, gflops = ("TFLOP/s", 1e3) if on_gpu else ("GFLOP/s", 1.0)
     peers = [peer for peer in report.compared(records) if peer != BEST]
     return [
         Column("layer", 0, lambda record: record["row"], left=True),
         *([Column("pass", 0, lambda record: record["pass"], left=True)] * several["pass"]),
+        *([Column("format", 0, report.number_format, left=True)] * (len(formats) > 1)),
         *([Column("sizes", 0, lambda record: record["sizes"], left=True)] * several["sizes"]),
         *([Column("threads", 0, lambda record: str(record["threads"]))] * several["threads"]),
         Column("N × L", 0, lambda record: f"{record['batch']} × {record['input_length']}"),
         Column("ms", 0, report.milliseconds),
-        Column("GFLOP/s", 0, lambda record: f"{record['gflops']:.1f}"),
+        Column(unit, 0, lambda record: f"{record['gflops'] / gflops:.1f}"),
         Column("of peak", 0, lambda record: "-" if record["of_peak"] is None else f"{100 * record['of_peak']:.0f} %"),
-        *([Column("of copy", 0, report.of_copy)] * ("sizes" in records[0])),
+        *([Column("of copy", 0, report.of_copy)] * on_gpu),
         *(Column(f"× {peer}", 0, report.times(peer)) for peer in peers),
     ]

@@ -17,7 +17,7 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 pytest.importorskip("cuda.bindings.driver", reason="cuda-bindings is not installed")
 from numba import cuda
 
-from numba_ctconv.benchmark import commands, on_gpu, peers, selection, timing, verification
+from numba_ctconv.benchmark import commands, machine, on_gpu, peers, selection, timing, verification
 from numba_ctconv.benchmark.device import DeviceArrays, Gpu, find_gpu, host_has
 from numba_ctconv.benchmark.formats import FORMATS
 from numba_ctconv.benchmark.progress import Progress
@@ -263,6 +263,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(on_gpu, "MOST_REPLAYS", 1)
     monkeypatch.setattr(on_gpu, "HOST_CALLS", (1, 1))
     if arrays.SIMULATED:
+        monkeypatch.setattr(machine, "find_gpu", lambda: Gpu("a GPU", "9.0", "13.0"))
         monkeypatch.setattr(on_gpu, "graphs", HostClock)
         monkeypatch.setattr(peers, "installed", lambda _: False)
 
@@ -302,11 +303,18 @@ def test_bench_times_rows_as_published_and_raised(style, tmp_path, capsys):
         assert row["batch"] > 1 or row["sizes"] == "published"
         assert row["of_floor"] > 0
     assert "of copy" in out
+    assert out.splitlines()[0].startswith("a GPU, compute capability 9.0, driver ") or not arrays.SIMULATED
     assert markdown.read_text(encoding="utf-8").count("| a/plain |") == len(rows) / 2
     assert main(["report", str(file), "--contestant", names[0]]) == 0
     table = capsys.readouterr().out
     assert "float32 (ieee), batches raised to 1e-06 GFLOP, medians of 2 blocks." in table
     assert table.count("| a/depthwise | published | 1 × 6 |") == 1
+    assert main([*RUN, "a/plain", "--style", style, "--dtype", "float64", "--json", str(file)]) == 0
+    capsys.readouterr()
+    assert main(["report", str(file), "--contestant", names[0]]) == 0
+    table = capsys.readouterr().out
+    assert "float32 (ieee) and float64, batches raised" in table
+    assert table.count("| a/plain | float64 | raised | ") == table.count("| a/plain | float32 (ieee) | raised | ") == 1
 
 
 @pytest.mark.usefixtures("gpu")
