@@ -88,8 +88,8 @@ class DeviceArrays:
     def __init__(self, kind: Format) -> None:
         self.precision: str | None = kind.precision
         self._host = kind.host
-        self._dtype = np.dtype(kind.name)  # bfloat16 is NumPy's where ml_dtypes has been imported, which Numba does
         self._engine = _cuda("").ENGINE
+        self._dtype = np.dtype(kind.name)  # bfloat16 is NumPy's once ml_dtypes is imported, which numba.cuda does
 
     def put(self, array: Any) -> Any:
         """A copy, in the format."""

@@ -54,7 +54,7 @@ def gpu_columns(contestants: Sequence[str]) -> list[Column]:
         Column("row", 29, lambda record: record["row"], left=True),
         Column("pass", 11, lambda record: record["pass"], left=True),
         Column("sizes", 9, lambda record: record["sizes"], left=True),
-        Column("N × L", 15, size),
+        Column("N × L", 15, batch_and_length),
         Column("contestant", max(map(len, contestants)), lambda record: record["contestant"], left=True),
         Column("ms", 8, milliseconds),
         Column("spread", 7, lambda record: f"{100 * record['spread']:.1f} %"),
@@ -170,11 +170,16 @@ def number_format(record: Record) -> str:
     return f"{record['dtype']} ({record['precision']})" if precise else str(record["dtype"])
 
 
+def batch_and_length(record: Record) -> str:
+    """As they were measured."""
+    return f"{record['batch']} × {record['input_length']}"
+
+
 def size(record: Record) -> str:
     """Batch and length, and those that the row has where they were cut."""
     whole = record["full_batch"], record["full_input_length"]
     cut = f" of {whole[0]} × {whole[1]}" if (record["batch"], record["input_length"]) != whole else ""
-    return f"{record['batch']} × {record['input_length']}{cut}"
+    return batch_and_length(record) + cut
 
 
 def milliseconds(record: Record) -> str:

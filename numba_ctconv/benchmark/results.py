@@ -118,7 +118,7 @@ def _short_columns(records: Sequence[Record]) -> list[Column]:
         *([Column("format", 0, report.number_format, left=True)] * (len(formats) > 1)),
         *([Column("sizes", 0, lambda record: record["sizes"], left=True)] * several["sizes"]),
         *([Column("threads", 0, lambda record: str(record["threads"]))] * several["threads"]),
-        Column("N × L", 0, lambda record: f"{record['batch']} × {record['input_length']}"),
+        Column("N × L", 0, report.batch_and_length),
         Column("ms", 0, report.milliseconds),
         Column(unit, 0, lambda record: f"{record['gflops'] / gflops:.1f}"),
         Column("of peak", 0, lambda record: "-" if record["of_peak"] is None else f"{100 * record['of_peak']:.0f} %"),

@@ -171,7 +171,7 @@ class CudaEngine:
     def upload(self, host: Any) -> Any:
         """A device array with the contents of a NumPy array, ready for every stream."""
         array = arrays.allocate(host.shape, host.dtype, Queue(arrays.current_device(), 0))
-        array.copy_to_device(np.array(host, order="C"))
+        arrays.bits(array).copy_to_device(arrays.bits(np.array(host, order="C")))
         cuda.default_stream().synchronize()
         return array
 
@@ -189,7 +189,9 @@ class CudaEngine:
 
     def download(self, value: Any) -> Any:
         """A NumPy array with the contents of any device array."""
-        return self.copy(value).copy_to_host()
+        new = self.copy(value)
+        host = arrays.bits(new).copy_to_host()
+        return host if host.dtype == new.dtype else host.view(new.dtype)
 
     def synchronize(self) -> None:
         """Wait for all that is queued on the current GPU."""

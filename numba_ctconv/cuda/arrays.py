@@ -73,7 +73,7 @@ def memory_of(value: Any) -> Memory:
     simulator's have none but NumPy's.
     """
     if hasattr(value, "__cuda_ndarray__"):
-        address, read_only = (value.__array_interface__ if SIMULATED else value.__cuda_array_interface__)["data"]
+        address, read_only = value.__array_interface__["data"] if SIMULATED else (_address(value), False)
         stream = None if isinstance(value.stream, int) or SIMULATED else pointer_of(value.stream)
         return Memory(address, read_only, tuple(value.shape), tuple(value.strides), _ours(value.dtype), stream, False)
     interface = value.__cuda_array_interface__
@@ -84,6 +84,11 @@ def memory_of(value: Any) -> Memory:
     strides = contiguous(shape, dtype.itemsize) if strides is None else tuple(strides)
     masked = interface.get("mask") is not None
     return Memory(address, read_only, shape, strides, dtype, interface.get("stream"), masked)
+
+
+def _address(value: Any) -> int:
+    """Of an array of Numba's; its interface would have no name for our bfloat16."""
+    return int(value.device_ctypes_pointer.value or 0)
 
 
 def contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -168,6 +173,11 @@ def allocate(shape: tuple[int, ...], dtype: Any, queue: Queue) -> Any:
         if "OUT_OF_MEMORY" not in str(error):
             raise
         checks.out_of_memory(math.prod(shape) * dtype.itemsize, queue.device, error)
+
+
+def bits(array: Any) -> Any:
+    """An array as Numba copies it between host and GPU: bfloat16, which is no buffer of Python's, as integers."""
+    return array.view(np.uint16) if array.dtype == BFLOAT16 else array
 
 
 def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
