@@ -113,8 +113,9 @@ def _measure(
             records.append(record)
             if log:
                 log.add(record)
-    no_ratios = f"no ratios: no peer of {', '.join(peers.PEERS)} here"
-    closing = [setup.meaning, *(report.summary(records) or [no_ratios])]
+    compared = any(contestant.name in setup.target.peers for contestant in setup.contestants)
+    nobody = "no row has a peer and one of ours" if compared else f"no peer of {', '.join(peers.PEERS)} here"
+    closing = [setup.meaning, *(report.summary(records) or [f"no ratios: {nobody}"])]
     if files["markdown"]:
         lines = [headline, "", report.markdown(records, setup.columns), "", *(f"- {line}" for line in closing)]
         files["markdown"].write("\n".join(lines) + "\n")

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-FLUSHES = 4  # times the second-level cache: long enough for the host to queue what comes after it
+FLUSHES = 8  # times the second-level cache: long enough for the host to queue what comes after it
 LEAST_FLUSHED = 64 * 2**20  # bytes
 
 
