@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import math
 import sys
+import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -319,8 +320,19 @@ def after(event: Any, queue: Queue) -> None:
 def start(kernel: Any, configuration: Configuration, queue: Queue, *arguments: Any) -> None:
     """Queue a kernel, if there is anything for it to do."""
     if configuration.blocks:
+        configured = (
+            _configured_once.__wrapped__ if SIMULATED else _configured_once
+        )  # the simulator configures in place
         with on_device(queue):
-            kernel[configuration.blocks, configuration.threads, stream_of(queue.stream)](*arguments)
+            configured(kernel, configuration, queue.stream)(*arguments)
+
+
+@functools.lru_cache(maxsize=1024)
+def _configured_once(kernel: Any, configuration: Configuration, pointer: int) -> Any:
+    """A kernel with its grid and stream. Numba warns of grids that leave a GPU idle, which short inputs can't help."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Grid size")
+        return kernel[configuration.blocks, configuration.threads, stream_of(pointer)]
 
 
 def compile_for(kernel: Any, arguments: tuple[Any, ...], queue: Queue) -> None:

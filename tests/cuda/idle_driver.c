@@ -1,0 +1,128 @@
+/* A CUDA driver with one GPU that runs no kernel: its memory is the host's, and its events are marks of the host's clock.
+
+   So the engine runs on Numba's real arrays, streams, events and launches, and through the compiler, where there is no
+   GPU. Built and asked by test_idle_driver.py. What a capture forbids is answered as the driver does. */
+
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef void *handle;
+typedef uint64_t pointer;
+enum { SUCCESS = 0, INVALID_CONTEXT = 201, NOT_FOUND = 500, CAPTURE_UNSUPPORTED = 900, CAPTURE_ISOLATION = 905 };
+
+static handle primary = (handle)0x1000;
+static uintptr_t handles = 0x2000;
+static int capturing;
+static __thread handle contexts[64];
+static __thread int depth;
+
+long idle_launches, idle_allocations, idle_waits; /* what the tests read */
+
+static int make(handle *made) { *made = (handle)(handles += 16); return SUCCESS; }
+
+/* the device */
+int cuInit(unsigned flags) { return SUCCESS; }
+int cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
+int cuDeviceGetCount(int *count) { *count = 1; return SUCCESS; }
+int cuDeviceGet(int *device, int ordinal) { *device = ordinal; return SUCCESS; }
+int cuDeviceGetName(char *name, int size, int device) { strncpy(name, "idle", size); return SUCCESS; }
+int cuDeviceGetUuid_v2(char *uuid, int device) { memset(uuid, 1, 16); return SUCCESS; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    switch (attribute) {
+        case 10: *value = 32; break;      /* warp size */
+        case 16: *value = 132; break;     /* multiprocessors */
+        case 38: *value = 1 << 16; break; /* bytes of the second-level cache */
+        case 75: *value = 9; break;       /* compute capability */
+        case 76: *value = 0; break;
+        default: *value = 1024;
+    }
+    return SUCCESS;
+}
+
+/* contexts */
+int cuDevicePrimaryCtxRetain(handle *context, int device) { *context = primary; return SUCCESS; }
+int cuCtxGetCurrent(handle *context) { *context = depth ? contexts[depth - 1] : NULL; return SUCCESS; }
+int cuCtxSetCurrent(handle context) { depth += !depth; contexts[depth - 1] = context; return SUCCESS; }
+int cuCtxPushCurrent_v2(handle context) { contexts[depth++] = context; return SUCCESS; }
+int cuCtxPopCurrent_v2(handle *context) { *context = depth ? contexts[--depth] : NULL; return SUCCESS; }
+int cuCtxGetDevice(int *device) { *device = 0; return depth ? SUCCESS : INVALID_CONTEXT; }
+int cuCtxSynchronize(void) { idle_waits++; return !depth ? INVALID_CONTEXT : capturing ? CAPTURE_UNSUPPORTED : SUCCESS; }
+
+/* memory */
+int cuMemGetInfo_v2(size_t *available, size_t *total) { *available = *total = (size_t)1 << 28; return SUCCESS; }
+int cuMemAlloc_v2(pointer *memory, size_t size) {
+    idle_allocations++;
+    *memory = (pointer)(uintptr_t)aligned_alloc(512, (size + 511) / 512 * 512);
+    return depth ? SUCCESS : INVALID_CONTEXT;
+}
+int cuMemFree_v2(pointer memory) { free((void *)memory); return SUCCESS; }
+static int copy(void *target, const void *source, size_t size) { memcpy(target, source, size); return SUCCESS; }
+int cuMemcpyHtoD_v2(pointer target, void *source, size_t size) { return copy((void *)target, source, size); }
+int cuMemcpyDtoH_v2(void *target, pointer source, size_t size) { return copy(target, (void *)source, size); }
+int cuMemcpyDtoD_v2(pointer target, pointer source, size_t size) { return copy((void *)target, (void *)source, size); }
+int cuMemcpyHtoDAsync_v2(pointer t, void *s, size_t size, handle stream) { return copy((void *)t, s, size); }
+int cuMemcpyDtoHAsync_v2(void *t, pointer s, size_t size, handle stream) { return copy(t, (void *)s, size); }
+int cuMemcpyDtoDAsync_v2(pointer t, pointer s, size_t size, handle stream) { return copy((void *)t, (void *)s, size); }
+int cuMemsetD8Async(pointer memory, unsigned char value, size_t size, handle stream) {
+    memset((void *)memory, value, size);
+    return SUCCESS;
+}
+int cuPointerGetAttribute(int *value, int attribute, pointer memory) { *value = 0; return SUCCESS; }
+
+/* streams, events, graphs */
+int cuStreamCreate(handle *stream, unsigned flags) { return make(stream); }
+int cuStreamGetCtx(handle stream, handle *context) { *context = primary; return SUCCESS; }
+int cuStreamSynchronize(handle stream) { idle_waits++; return capturing ? CAPTURE_UNSUPPORTED : SUCCESS; }
+int cuStreamWaitEvent(handle stream, handle event, unsigned flags) { return capturing ? CAPTURE_ISOLATION : SUCCESS; }
+int cuStreamBeginCapture_v2(handle stream, int mode) { capturing = 1; return SUCCESS; }
+int cuStreamEndCapture(handle stream, handle *graph) { capturing = 0; return make(graph); }
+int cuGraphInstantiateWithFlags(handle *executable, handle graph, uint64_t flags) { return make(executable); }
+int cuEventCreate(double **event, unsigned flags) { *event = calloc(1, sizeof(double)); return SUCCESS; }
+int cuEventDestroy_v2(double *event) { free(event); return SUCCESS; }
+int cuEventRecord(double *event, handle stream) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    *event = now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+    return SUCCESS;
+}
+int cuEventElapsedTime_v2(float *milliseconds, double *begin, double *end) { *milliseconds = *end - *begin; return SUCCESS; }
+
+/* code */
+int cuLibraryLoadData(handle *library, void *code, void *a, void *b, unsigned c, void *d, void *e, unsigned f) {
+    return make(library);
+}
+int cuLibraryGetKernel(handle *kernel, handle library, const char *name) { return make(kernel); }
+int cuKernelGetFunction(handle *function, handle kernel) { return make(function); }
+int cuKernelGetAttribute(int *value, int attribute, handle kernel, int device) { *value = 32; return SUCCESS; }
+int cuFuncGetAttribute(int *value, int attribute, handle function) { *value = 32; return SUCCESS; }
+int cuLibraryGetGlobal(pointer *memory, size_t *size, handle library, const char *name) { return NOT_FOUND; }
+int cuLaunchKernelEx(void *configuration, handle function, void **arguments, void **extra) {
+    idle_launches++;
+    return SUCCESS;
+}
+
+/* the rest, which succeeds and tells nothing */
+int cuGetErrorName(int error, const char **name) { *name = "error of the idle driver"; return SUCCESS; }
+int cuGetErrorString(int error, const char **text) { return cuGetErrorName(error, text); }
+static int nothing(void) { return SUCCESS; }
+
+int cuGetProcAddress_v2(const char *name, void **found, int version, uint64_t flags, int *status) {
+    static const char *suffixes[] = {"_v2", "WithFlags", ""};
+    static void *self;
+    Dl_info own;
+    char full[256];
+    if (!self && dladdr((void *)cuGetProcAddress_v2, &own)) self = dlopen(own.dli_fname, RTLD_NOW);
+    if (status) *status = 0;
+    *found = NULL;
+    for (int i = 0; i < 3 && !*found; i++) {
+        snprintf(full, sizeof full, "%s%s", name, suffixes[i]);
+        *found = dlsym(self, full);
+    }
+    if (!*found) *found = (void *)nothing;
+    return SUCCESS;
+}

@@ -1,0 +1,127 @@
+"""The engine on Numba's real arrays, streams and launches, where there is no GPU: on a driver that runs no kernel.
+
+The simulator replaces Numba's driver layer; here it is the real one, over idle_driver.c, and kernels go through the
+compiler. Results mean nothing, so nothing looks at them: what shows is a call that Numba or the driver would refuse.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
+
+SOURCE = pathlib.Path(__file__).with_name("idle_driver.c")
+COMPILER = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the driver is built for Linux"),
+    pytest.mark.skipif(COMPILER is None, reason="there is no C compiler to build the driver with"),
+    pytest.mark.skipif(os.environ.get("NUMBA_ENABLE_CUDASIM") != "1", reason="there is a GPU"),
+]
+
+PREPARE = """
+import ctypes, json, sys
+from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+try:
+    for name in ("nvvm", "nvrtc", "nvJitLink"):
+        load_nvidia_dynamic_lib(name)
+except DynamicLibNotFoundError:
+    sys.exit(77)
+import numpy as np
+from numba_ctconv.benchmark import checking, device, verification
+from numba_ctconv.benchmark.formats import FORMATS
+from numba_ctconv.benchmark.progress import Progress
+from numba_ctconv.benchmark.workloads import CASES, Problem
+checking.Expected.first_mismatch = lambda *_, **__: None
+driver = ctypes.CDLL("libcuda.so.1")
+def count(name):
+    return ctypes.c_long.in_dll(driver, f"idle_{name}").value
+told = {}
+"""
+
+VERIFY = """
+outcomes = list(verification.verify("cuda", Progress(), among=verification.problems()[::4]))
+told = {"calls": len(outcomes), "refused": [str(o) for o in outcomes if o.wrong], "launches": count("launches")}
+"""
+
+BENCH = """
+from numba_ctconv.benchmark import commands, on_gpu, selection, timing
+from numba_ctconv.cli import main
+row = {"id": "a/plain", "cin": 4, "cout": 2, "k": 4, "s": 2, "p": 1, "op": 0, "g": 1, "d": 1, "bias": True}
+row |= {"core": True, "train": [2, 3], "infer": [1, 5], "src": ""}
+selection.layers = lambda: (row,)
+timing.BLOCK_SECONDS = 1e-4
+run = ["bench", "--device", "cuda", "--raise", "1e-5", "--blocks", "2", "--peer", "none", "--pass", "forward,gradients"]
+for dtype in ("float32", "float16", "bfloat16"):
+    told[dtype] = main([*run, "--dtype", dtype, "--style", "function", "--style", "layer out", "--json", sys.argv[1]])
+"""
+
+OUT = """
+import numba_ctconv as nc
+problem = Problem("steady", 2, 6, 4, 9, 10, stride=5, padding=3, output_padding=1, groups=2)
+for name in FORMATS:
+    memory = device.DeviceArrays(FORMATS[name])
+    x, w, b, dy = map(memory.put, problem.operands(FORMATS[name].host))
+    out = memory.empty(problem.operands().grad_output.shape, None)
+    gradients = nc.Gradients(*(memory.empty(a.shape, None) for a in (x, w, b)))
+    def call():
+        nc.conv_transpose1d(x, w, b, **problem.forward_parameters, out=out)
+        nc.conv_transpose1d_backward(dy, x, w, **problem.backward_parameters, out=gradients)
+    call()
+    before = [count(kind) for kind in ("allocations", "waits", "launches")]
+    call()
+    told[name] = [count(kind) - n for kind, n in zip(("allocations", "waits", "launches"), before)]
+"""
+
+
+@pytest.fixture(scope="module")
+def on_idle_driver(tmp_path_factory):
+    """Run a program over the driver; what it told."""
+    folder = tmp_path_factory.mktemp("driver")
+    library = folder / "libcuda.so.1"
+    subprocess.run(
+        [COMPILER, "-shared", "-fPIC", "-w", str(SOURCE), "-o", str(library), "-ldl"], check=True, timeout=60
+    )
+    root = pathlib.Path(__file__).parents[2]
+    paths = [str(root), *filter(None, [os.environ.get("PYTHONPATH")])]
+    libraries = [str(folder), *filter(None, [os.environ.get("LD_LIBRARY_PATH")])]
+    environment = os.environ | {"LD_LIBRARY_PATH": ":".join(libraries), "PYTHONPATH": os.pathsep.join(paths)}
+    del environment["NUMBA_ENABLE_CUDASIM"]
+
+    def run(program, *arguments):
+        text = f"{PREPARE}{program}\nprint(json.dumps(told))"
+        command = [sys.executable, "-W", "error", "-c", text, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=280)
+        if done.returncode == 77:
+            pytest.skip("NVVM, NVRTC or nvJitLink is not installed")
+        assert done.returncode == 0, done.stderr[-3000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    return run
+
+
+def test_no_call_of_any_format_is_refused(on_idle_driver):
+    told = on_idle_driver(VERIFY)
+    assert told["refused"] == []
+    assert told["calls"] > 400
+    assert told["launches"] > told["calls"] / 2  # some results are empty
+
+
+def test_a_call_into_arrays_neither_allocates_nor_waits(on_idle_driver):
+    for allocations, waits, launches in on_idle_driver(OUT).values():
+        assert (allocations, waits) == (0, 0)
+        assert launches == 4
+
+
+def test_the_benchmark_times_captured_graphs(on_idle_driver, tmp_path):
+    file = tmp_path / "run.jsonl"
+    assert set(on_idle_driver(BENCH, str(file)).values()) == {0}
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in rows if "contestant" in row]
+    assert len(rows) == 3 * 2 * 2 * 2  # formats, passes, sizes, styles
+    assert {row["uncaptured"] for row in rows} == {None}
+    assert all(row["host_median"] > 0 for row in rows if row["sizes"] == "published")
