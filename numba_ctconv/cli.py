@@ -17,13 +17,15 @@ import numba
 
 from . import __version__
 from .benchmark import cold, commands, on_gpu, peers, verification
-from .benchmark.commands import BLOCKS, LIMIT, NO_PEER, QUICK_BLOCKS, QUICK_LIMIT
+from .benchmark.commands import BLOCKS, QUICK_BLOCKS
 from .benchmark.contestants import PASSES, Pass
 from .benchmark.device import Device, threads
 from .benchmark.formats import FORMATS
+from .benchmark.on_cpu import LIMIT, QUICK_LIMIT
 from .benchmark.ours import STYLES
 from .benchmark.progress import Progress
 from .benchmark.selection import SIZES
+from .benchmark.setup import NO_PEER, OptionError
 from .checks import PRECISIONS
 from .warmup import DTYPES as WARMUP_DTYPES
 from .warmup import PASSES as WARMUP_PASSES
@@ -52,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with threads(options.threads if isinstance(options.threads, int) else None):
             status: int = options.run(options, progress)
         sys.stdout.flush()
-    except commands.OptionError as reason:
+    except OptionError as reason:
         progress.clear()
         options.parser.error(str(reason))
     except KeyboardInterrupt:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from numba_ctconv import conv_transpose1d, conv_transpose1d_backward
-from numba_ctconv.benchmark import commands, draws, gpu_ceilings, graphs, on_gpu, peers, sanitizer, timing
+from numba_ctconv.benchmark import commands, draws, gpu_ceilings, graphs, on_gpu, peers, report, sanitizer, timing
 from numba_ctconv.benchmark.ceilings import Ceilings
 from numba_ctconv.benchmark.checking import Expected
 from numba_ctconv.benchmark.contestants import traffic
@@ -23,9 +23,9 @@ from numba_ctconv.benchmark.gpu import GpuPlace, Tensors, Worker
 from numba_ctconv.benchmark.graphs import Replay, flushed_bytes, timed
 from numba_ctconv.benchmark.measure import measure
 from numba_ctconv.benchmark.on_gpu import GpuTarget
-from numba_ctconv.benchmark.options import OptionError
 from numba_ctconv.benchmark.progress import Progress
 from numba_ctconv.benchmark.selection import Job, cut, filling, raised
+from numba_ctconv.benchmark.setup import OptionError
 from numba_ctconv.benchmark.timing import Call, Samples, affordable, interleaved, queueing
 from numba_ctconv.benchmark.workloads import CASES, Problem, layer_problems
 from numba_ctconv.cli import main
@@ -478,6 +478,7 @@ def test_a_call_that_is_not_captured_says_why():
     (row,), refusals = measure(job, [own], "float32", target, blocks=3, progress=Progress())
     assert refusals == []
     assert row.record()["uncaptured"].startswith("RuntimeError: operation not permitted")
+    assert next(c for c in report.gpu_columns(["auto layer"]) if c.heading == "ms").cell(row.record()) == "1.000*"
     assert row.record()["median"] == pytest.approx(1e-3)
 
 

@@ -12,7 +12,7 @@ import pathlib
 import sys
 import time
 from collections.abc import Sequence
-from typing import IO, Protocol
+from typing import IO
 
 import numpy as np
 
@@ -20,28 +20,12 @@ from ..cpu.compilation import cache_folder
 from ..warmup import DTYPES, PASSES, Sizes, run
 from . import machine, measure, on_cpu, on_gpu, peers, report, results, sanitizer, verification
 from .device import Device, Gpu, find_gpu
-from .on_cpu import LIMIT, NO_PEER, QUICK_LIMIT, Setup
-from .options import OptionError
 from .progress import Progress
-from .selection import Job, Jobs, matching, select
+from .selection import Job, matching, select
+from .setup import Bench, OptionError, Setup
 from .workloads import layer_problems
 
-__all__ = [
-    "BLOCKS", "LIMIT", "NO_PEER", "QUICK_BLOCKS", "QUICK_LIMIT", "OptionError", "bench", "info", "show_results",
-    "verify", "warmup",
-]  # fmt: skip
-
 QUICK_BLOCKS, BLOCKS = 5, 9
-
-
-class Bench(Protocol):
-    """What bench asks of a device: on_cpu or on_gpu."""
-
-    def jobs_of(self, options: argparse.Namespace) -> Jobs:
-        """How jobs are made of rows; refuses options that the device has no use for."""
-
-    def opened(self, options: argparse.Namespace, progress: Progress) -> contextlib.AbstractContextManager[Setup]:
-        """All that a run has there."""
 
 
 BENCHES: dict[Device, Bench] = {"cpu": on_cpu, "cuda": on_gpu}

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
 
 import numba
 
@@ -13,12 +12,12 @@ from .checking import Expected
 from .cold import Cold
 from .contestants import Contestant, traffic
 from .device import threads
-from .measure import BEST, ONE_THREAD, Key, Target, Times
-from .options import OptionError
+from .measure import BEST, ONE_THREAD, Key, Times
 from .ours import STYLES, Ours, Style
 from .peers import PEERS
 from .progress import Progress
 from .selection import Job, Jobs, cut
+from .setup import NO_PEER, OptionError, Setup
 from .timing import Call
 from .workloads import Operands
 
@@ -26,18 +25,6 @@ QUICK_LIMIT, LIMIT = 0.1, 4.0  # GFLOP
 QUICK_STYLES: tuple[Style, ...] = ("function", "layer")
 QUICK_PAUSE = 0.05  # seconds
 DTYPES = ("float32", "float64")
-NO_PEER = "none"
-
-
-class Setup(NamedTuple):
-    """All that a run has on its device."""
-
-    facts: dict[str, Any]  # of the machine
-    settings: dict[str, Any]  # of the run, beside those of every device
-    contestants: list[Contestant]
-    target: Target
-    columns: list[report.Column]
-    meaning: str
 
 
 class CpuTarget:

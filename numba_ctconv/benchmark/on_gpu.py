@@ -27,12 +27,11 @@ from .formats import Format
 from .gpu import GpuPlace, Library, NumbaArrays, Tensors, Worker
 from .graphs import Backend, Replay, timed
 from .measure import Key, Times
-from .on_cpu import Setup
-from .options import OptionError
 from .ours import Ours, Style
 from .peers import Torch
 from .progress import Progress
 from .selection import SIZES, Job, Jobs, filling
+from .setup import OptionError, Setup
 from .timing import Call, Samples
 from .workloads import Operands
 

@@ -56,7 +56,7 @@ def gpu_columns(contestants: Sequence[str]) -> list[Column]:
         Column("sizes", 9, lambda record: record["sizes"], left=True),
         Column("N × L", 15, batch_and_length),
         Column("contestant", max(map(len, contestants)), lambda record: record["contestant"], left=True),
-        Column("ms", 8, milliseconds),
+        Column("ms", 8, lambda record: milliseconds(record) + "*" * (record["uncaptured"] is not None)),
         Column("spread", 7, lambda record: f"{100 * record['spread']:.1f} %"),
         Column("TFLOP/s", 7, lambda record: f"{record['gflops'] / 1e3:.3g}"),
         Column("of peak", 7, percent("of_peak")),
@@ -69,7 +69,8 @@ def gpu_columns(contestants: Sequence[str]) -> list[Column]:
 
 
 GPU_MEANING = (
-    "ms: of a replayed CUDA graph, the second-level cache overwritten before it, median over the blocks; spread: "
+    "ms: of a replayed CUDA graph, the second-level cache overwritten before it, median over the blocks (*: queued call "
+    "by call, since it can't be captured); spread: "
     "interquartile range over median; of peak: operations over those of multiply-adds in registers (full float32, "
     "float64) or of a large matrix product of torch's (the rest); of copy: bytes of operands and results, each once, "
     "over those that a copy of device memory moves in the same time; of floor: the longer of the two bounds over ms; "
