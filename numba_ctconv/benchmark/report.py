@@ -69,13 +69,13 @@ def gpu_columns(contestants: Sequence[str]) -> list[Column]:
 
 
 GPU_MEANING = (
-    "ms: of a replayed CUDA graph, the second-level cache overwritten before it, median over the blocks (*: queued call "
-    "by call, since it can't be captured); spread: "
-    "interquartile range over median; of peak: operations over those of multiply-adds in registers (full float32, "
-    "float64) or of a large matrix product of torch's (the rest); of copy: bytes of operands and results, each once, "
-    "over those that a copy of device memory moves in the same time; of floor: the longer of the two bounds over ms; "
-    "host µs: of a call that is only queued; × torch, × torch benchmark, × best: time of torch with cudnn.benchmark "
-    "off and on, and of the faster of both, over own, median of the blocks' ratios."
+    "ms: of a replayed CUDA graph, the second-level cache overwritten before it, median over the blocks (*: queued, "
+    "as it can't be captured); spread: interquartile range over median; of peak: operations over those of multiply- "
+    "adds in registers (full float32, float64) or of a large matrix product of torch's (the rest); of copy: bytes of "
+    "operands and results, each once, over those that a copy of device memory moves in the same time; of floor: the "
+    "longer of the two bounds over ms; host µs: of a call that is only queued; × torch, × torch benchmark, × best: "
+    "time of torch with cudnn.benchmark off and on, and of the faster of both, over own, median of the blocks' "
+    "ratios."
 )
 
 

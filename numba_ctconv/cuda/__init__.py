@@ -11,7 +11,7 @@ import numpy as np
 from numba import cuda
 
 from .. import checks
-from ..checks import DEVICE_DTYPES, PRECISIONS, Algorithm, Precision
+from ..checks import BFLOAT16, DEVICE_DTYPES, PRECISIONS, Algorithm, Precision
 from ..geometry import Geometry
 
 if find_spec("numba_cuda") is None:
@@ -171,7 +171,7 @@ class CudaEngine:
     def upload(self, host: Any) -> Any:
         """A device array with the contents of a NumPy array, ready for every stream."""
         array = arrays.allocate(host.shape, host.dtype, Queue(arrays.current_device(), 0))
-        arrays.bits(array).copy_to_device(arrays.bits(np.array(host, order="C")))
+        _bits(array).copy_to_device(_bits(np.array(host, order="C")))
         cuda.default_stream().synchronize()
         return array
 
@@ -190,7 +190,7 @@ class CudaEngine:
     def download(self, value: Any) -> Any:
         """A NumPy array with the contents of any device array."""
         new = self.copy(value)
-        host = arrays.bits(new).copy_to_host()
+        host = _bits(new).copy_to_host()
         return host if host.dtype == new.dtype else host.view(new.dtype)
 
     def synchronize(self) -> None:
@@ -209,6 +209,11 @@ def _zero(array: Any, queue: Queue) -> None:
     """Queue the zeros that a scatter kernel adds to."""
     none = arrays.nothing(array.dtype)
     _launch(fill_kernels.fill, launch.thread_each(array.size), queue, none, _three_dimensional(array))
+
+
+def _bits(array: Any) -> Any:
+    """An array as Numba copies it between host and GPU: bfloat16, which is no buffer of Python's, as integers."""
+    return array.view(np.uint16) if array.dtype == BFLOAT16 else array
 
 
 def _three_dimensional(array: Any) -> Any:

@@ -70,11 +70,14 @@ DEFAULT_STREAMS = (0, 1, 2)  # the legacy one, under both its pointers, and that
 def memory_of(value: Any) -> Memory:
     """Where a device array lies.
 
-    Numba's own arrays are read by their attributes: the interface that they export drops strides of zero, and the
-    simulator's have none but NumPy's.
+    Numba's own arrays are read by their attributes: the interface that they export drops strides of zero and does not
+    know our bfloat16, and the simulator's have none but NumPy's.
     """
     if hasattr(value, "__cuda_ndarray__"):
-        address, read_only = value.__array_interface__["data"] if SIMULATED else (_address(value), False)
+        if "described" in vars(value):
+            return value.described  # type: ignore[no-any-return]  # view() says so
+        own = value.__array_interface__["data"] if SIMULATED else (value.device_ctypes_pointer.value or 0, False)
+        address, read_only = own
         stream = None if isinstance(value.stream, int) or SIMULATED else pointer_of(value.stream)
         return Memory(address, read_only, tuple(value.shape), tuple(value.strides), _ours(value.dtype), stream, False)
     interface = value.__cuda_array_interface__
@@ -85,11 +88,6 @@ def memory_of(value: Any) -> Memory:
     strides = contiguous(shape, dtype.itemsize) if strides is None else tuple(strides)
     masked = interface.get("mask") is not None
     return Memory(address, read_only, shape, strides, dtype, interface.get("stream"), masked)
-
-
-def _address(value: Any) -> int:
-    """Of an array of Numba's; its interface would have no name for our bfloat16."""
-    return int(value.device_ctypes_pointer.value or 0)
 
 
 def contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
@@ -130,10 +128,16 @@ def view(memory: Memory, owner: Any) -> Any:
         return array
     array = cuda.from_cuda_array_interface(interface, owner, sync=False)
     array.owner = owner
-    element = types.bfloat16 if memory.dtype == BFLOAT16 else numpy_support.from_dtype(memory.dtype)
-    array._numba_type_ = types.Array(element, len(memory.shape), "A")
+    array._numba_type_ = _strided(memory.dtype, len(memory.shape))
     array.dtype = memory.dtype
+    array.described = Memory(memory.address, False, memory.shape, memory.strides, memory.dtype, None, False)
     return array
+
+
+@functools.cache
+def _strided(dtype: Any, dimensions: int) -> Any:
+    """Numba's type of arrays of any strides."""
+    return types.Array(types.bfloat16 if dtype == BFLOAT16 else numpy_support.from_dtype(dtype), dimensions, "A")
 
 
 def owner_of(array: Any) -> Any:
@@ -174,11 +178,6 @@ def allocate(shape: tuple[int, ...], dtype: Any, queue: Queue) -> Any:
         if "OUT_OF_MEMORY" not in str(error):
             raise
         checks.out_of_memory(math.prod(shape) * dtype.itemsize, queue.device, error)
-
-
-def bits(array: Any) -> Any:
-    """An array as Numba copies it between host and GPU: bfloat16, which is no buffer of Python's, as integers."""
-    return array.view(np.uint16) if array.dtype == BFLOAT16 else array
 
 
 def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
