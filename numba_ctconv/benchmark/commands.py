@@ -137,11 +137,12 @@ def verify(options: argparse.Namespace, progress: Progress) -> int:
     else:
         _require_gpu(options.device)
     among = verification.quick_problems() if options.quick else None
+    algorithms = verification.QUICK_ALGORITHMS if options.quick else verification.ALGORITHMS
     wrong = 0
     for device in devices:
         start = time.monotonic()
         calls = failures = 0
-        for outcome in verification.verify(device, progress, among=among):
+        for outcome in verification.verify(device, progress, among=among, algorithms=algorithms):
             calls += 1
             if outcome.wrong:
                 failures += 1

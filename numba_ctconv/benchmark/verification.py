@@ -32,6 +32,7 @@ KINDS: dict[Device, tuple[tuple[Format, tuple[str, ...]], ...]] = {
 }
 # Small ones for tools that slow everything down: a family of phases more than one, groups, dilation, an odd stride.
 QUICK = ("stride_2_kernel_4", "groups", "stride_and_dilation_coprime", "depthwise_multiplier")
+QUICK_ALGORITHMS = tuple(name for name in ALGORITHMS if name != "auto")  # which is one of them
 
 
 class Outcome(NamedTuple):
