@@ -32,7 +32,7 @@ BENCHES: dict[Device, Bench] = {"cpu": on_cpu, "cuda": on_gpu}
 
 
 def bench(options: argparse.Namespace, progress: Progress) -> int:
-    """Check and time the rows chosen; 1 where a result is wrong."""
+    """Check and time the rows chosen; 1 where a result is wrong, or one of ours could not be timed."""
     jobs_of = BENCHES[options.device].jobs_of(options)
     _require_gpu(options.device)
     passes = list(dict.fromkeys(what for group in options.passes or [["forward"]] for what in group))
