@@ -14,8 +14,6 @@ from . import (
     blocks,
     depthwise,
     depthwise_rows,
-    microkernels,
-    moves,
     panels,
     row_sums,
     tiled,
@@ -166,31 +164,22 @@ def _weight_product(
     grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any
 ) -> bool:
     """Run the tiled product of grad_weight; False where the layer has none, or an input is not finite."""
-    plan, (row_channels, channels) = geometry.plan, (grad_weight.shape[0] // groups, grad_weight.shape[1])
-    own = weight_layout.weight_layout(plan, row_channels, grad_weight.itemsize)
-    if own is None or input.size == 0:
+    if input.size == 0:
         return False
-    sizes = weight_layout.weight_sizes(
-        own, groups, input.shape[0], input.shape[2], row_channels, channels, workers, plan.stride, geometry.crops.left,
-        input.itemsize,
+    problem = weight_layout.WeightProblem(
+        groups, input.shape[0], input.shape[2], grad_weight.shape[0] // groups, grad_weight.shape[1], workers,
+        geometry.crops.left, input.itemsize,
     )  # fmt: skip
-    if sizes is None:
+    call = weight_layout.weight_call(geometry.plan, problem)
+    if call is None:
         return False
-    tiles = microkernels.tiles(input.itemsize, own.lanes, own.rows, own.vectors, 1, 1, adds=True)
-    tile_sums = own.rows * own.vectors * own.lanes
-    part_rows = (-(-row_channels // own.rows) // sizes.parts + 1) * own.rows
-    offsets = np.empty((workers, sizes.stretch), np.int64)
-    line = machine.CACHE_LINE // input.itemsize
-    scratch = np.empty(
-        (workers, sizes.slab_rows * sizes.pitch + sizes.stretch * own.rows + tile_sums + own.rows + 2 * line),
-        input.dtype,
-    )
-    sums = np.empty((workers, part_rows * len(own.shifts) * sizes.pitch + line), input.dtype)
+    own = call.layout
+    offsets = np.empty((workers, call.stretch), np.int64)
+    scratch = np.empty((workers, call.scratch_size), input.dtype)
+    sums = np.empty((workers, call.sums_size), input.dtype)
     infinite = np.zeros(workers, input.dtype)
     tiled_weight.product(
-        grad_output, input, own.planes, own.shifts, own.taps, tiles,
-        moves.moves.interleave(input.itemsize, own.lanes, own.rows),
-        moves.moves.lay_out(input.itemsize, len(own.planes)), moves.moves.transpose(plan.stride * input.itemsize),
-        np.array(sizes), workers, offsets, scratch, sums, infinite, grad_weight,
+        grad_output, input, own.planes, own.shifts, own.taps, call.tiles, call.interleave, call.lay_out,
+        call.transpose, call.numbers, workers, offsets, scratch, sums, infinite, grad_weight,
     )  # fmt: skip
     return not np.count_nonzero(infinite)

@@ -15,7 +15,7 @@ from .emitter import I64, Emitter, c_function
 
 MOST_ROWS = 12
 # source, its step, count, target, its step
-LONGEST_RUN = 16
+LONGEST_RUN = 32
 SIGNATURE = types.void(*[types.int64] * 5)
 # source, step and count of term channels, step of row channels, step and count of taps, target
 PACK_SIGNATURE = types.void(*[types.int64] * 7)

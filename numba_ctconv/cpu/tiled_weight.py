@@ -4,9 +4,10 @@ With the output gradient split into planes, tap k of shift h_k and phase r_k has
 
     dw[i, o, k] = Σ_n Σ_t x[n, i, t] · planes[n, t + h_k, (o, r_k)],
 
-so one row of `planes` holds a position of all channels and phases side by side, and a shift of time is an offset of
-whole rows: nothing is copied twice. microkernels.py computes tiles of (input channels) × (channels and phases) for a
-stretch of time, which are added up in order.
+so one row of `planes` holds a position of some channels, a strip, with their phases side by side, and a shift of time
+is an offset of whole rows: nothing is copied twice. Where channels are few, a row holds the samples of all taps instead.
+microkernels.py computes tiles of (input channels) × (channels and phases) for a stretch of time, which are added up in
+order.
 
 Called by the engine with its scratch memory; nothing here allocates or checks. The stretches depend on the batch and
 the length alone, so threads change no bit.
@@ -23,31 +24,35 @@ from .weight_layout import WeightSizes
 sizes_in = integers(len(WeightSizes._fields))
 
 
-@kernel("r3 r3 n1 n1 n1 n1 i i i n1 i o2 c2 c2 c1 w3")
+@kernel("r3 r3 n1 n1 n1 n2 i i i n1 i o2 c2 c2 c1 w3")
 def product(
     grad_output, input, planes, shifts, taps, tiles, interleave, lay_out, transpose, numbers, workers, offsets,
     scratch, sums, infinite, grad_weight
 ):  # fmt: skip
-    """Workers share (group, block of columns, part of the rows) out evenly.
+    """Workers share (group, block of strips, part of the rows) out evenly.
 
-    `taps` is the tap of each (shift, plane), or -1; `interleave`, `lay_out` and `transpose` (of elements that are all
-    planes of a position) are the addresses of moves, 0 where there is none; `numbers` are a WeightSizes. Scratch:
-    offsets (workers, stretch), scratch (workers, slab, panel and sums of a tile), sums (workers, rows · shifts ·
-    pitch). `infinite` gets a NaN where a sum is not finite, which an input may have done to it that meets no sample.
+    `taps` is the tap of each (shift, plane), or -1; `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors
+    that store, and of those that add; `interleave`, `lay_out` and `transpose` (of elements that are all planes of a
+    position) those of moves, 0 where there is none; `numbers` are a WeightSizes. Scratch: offsets (workers, stretch),
+    scratch (workers, slab, panel, sums of a tile and what it starts from), sums (workers, rows that wait together ·
+    shifts · strips · pitch). `infinite` gets a NaN where a sum is not finite, which an input may have done to it that
+    meets no sample.
     """
     sizes = WeightSizes(*sizes_in(numbers))
-    rows, width, groups, parts = sizes.rows, sizes.width, sizes.groups, sizes.parts
+    rows, strip, groups, parts, pitch = sizes.rows, sizes.strip, sizes.groups, sizes.parts, sizes.pitch
     batch, in_channels, length = input.shape
     group_channels = grad_weight.shape[1]
     group_rows = in_channels // groups
-    columns = group_channels * planes.size
-    blocks = -(-columns // width)
+    all_strips = -(-group_channels // strip)
+    blocks = -(-all_strips // sizes.strips)
     terms = batch * length
-    row_size = shifts.size * sizes.pitch
+    shift_size = sizes.strips * pitch
+    row_size = shifts.size * shift_size
     item_rows = length + shifts[shifts.size - 1]
     size = scratch.itemsize
     line = CACHE_LINE // size  # every vector of a slab and of sums lies in one cache line
-    slab_size = sizes.slab_rows * sizes.pitch
+    strip_size = sizes.slab_rows * pitch
+    slab_size = sizes.strips * strip_size
     panel_size = -(-sizes.stretch * rows // line) * line
     row_tiles = -(-group_rows // rows)
     tasks = groups * blocks * parts
@@ -55,73 +60,94 @@ def product(
         own_scratch = scratch[worker, to_line(scratch[worker]) :]
         slab, panel = own_scratch[:slab_size], own_scratch[slab_size : slab_size + panel_size]
         tile_sums = address_of(own_scratch) + (slab_size + panel_size) * size
-        nothing = tile_sums + rows * tiles.size * sizes.lanes * size  # what a tile starts from
-        own_scratch[slab_size + panel_size + rows * tiles.size * sizes.lanes :] = 0
+        nothing = tile_sums + rows * tiles.shape[1] * sizes.lanes * size  # what a tile starts from
+        own_scratch[slab_size + panel_size + rows * tiles.shape[1] * sizes.lanes :] = 0
         total = sums[worker, to_line(sums[worker]) :]
-        total_at = address_of(total)
         check = infinite.dtype.type(0)
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, block, part = task // parts // blocks, task // parts % blocks, task % parts
-            column = block * width
-            own = min(width, columns - column)
+            first_channel = block * sizes.strips * strip
+            channels = min(sizes.strips * strip, group_channels - first_channel)
             tile_begin, tile_end = part * row_tiles // parts, (part + 1) * row_tiles // parts
-            total[: (tile_end - tile_begin) * rows * row_size] = 0
-            for term in range(0, terms, sizes.stretch):
-                term_end = min(term + sizes.stretch, terms)
-                first_row = term // length * item_rows + term % length
-                pack_planes(
-                    grad_output, planes, sizes, group, column, own, term, term_end, item_rows, length, lay_out,
-                    transpose, slab,
-                )  # fmt: skip
-                for r in range(term, term_end):
-                    offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * sizes.pitch
-                for row_tile in range(tile_begin, tile_end):
-                    channel = group * group_rows + row_tile * rows
-                    channels = min(rows, group_rows - row_tile * rows)
-                    pack_inputs(input, channel, channels, rows, term, term_end, sizes.lanes, interleave, panel)
-                    for h in range(shifts.size):
-                        done = 0
-                        while done < own:
-                            vectors = min(-(-(own - done) // sizes.lanes), tiles.size)
-                            span = vectors * sizes.lanes
-                            call_tile(
-                                tiles[vectors - 1], address_of(panel),
-                                address_of(slab) + (shifts[h] * sizes.pitch + done) * size,
-                                address_of(offsets) + worker * offsets.strides[0], term_end - term, sizes.block,
-                                nothing, tile_sums,
-                                total_at + ((row_tile - tile_begin) * rows * row_size + h * sizes.pitch + done) * size,
-                                row_size,
-                            )  # fmt: skip
-                            done += span
-            for row in range(tile_begin * rows, min(tile_end * rows, group_rows)):
-                row_sums = total[(row - tile_begin * rows) * row_size : (row - tile_begin * rows + 1) * row_size]
-                check += nothing_of(row_sums)
-                store_taps(
-                    row_sums, taps, planes.size, sizes, lay_out, column // planes.size, own // planes.size,
-                    grad_weight[group * group_rows + row],
-                )  # fmt: skip
+            for begin in range(tile_begin, tile_end, sizes.waiting):
+                end = min(begin + sizes.waiting, tile_end)
+                for term in range(0, terms, sizes.stretch):
+                    term_end = min(term + sizes.stretch, terms)
+                    if begin == tile_begin or terms > sizes.stretch:  # else they are still there
+                        first_row = term // length * item_rows + term % length
+                        pack_planes(
+                            grad_output, planes, sizes, group, first_channel, channels, term, term_end, item_rows,
+                            length, lay_out, transpose, slab,
+                        )  # fmt: skip
+                        for r in range(term, term_end):
+                            offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * pitch
+                    for row_tile in range(begin, end):
+                        row = row_tile * rows
+                        pack_inputs(
+                            input, group * group_rows + row, min(rows, group_rows - row), rows, term, term_end,
+                            sizes.lanes, interleave, panel,
+                        )  # fmt: skip
+                        add_stretch(
+                            address_of(panel), address_of(slab), address_of(offsets) + worker * offsets.strides[0],
+                            term_end - term, shifts, planes.size, sizes, channels, strip_size * size,
+                            tiles[0 if term == 0 else 1], nothing, tile_sums, row_size,
+                            address_of(total) + (row_tile - begin) * rows * row_size * size, size,
+                        )  # fmt: skip
+                for row in range(begin * rows, min(end * rows, group_rows)):
+                    row_sums = total[(row - begin * rows) * row_size : (row - begin * rows + 1) * row_size]
+                    check += store_taps(
+                        row_sums, taps, planes.size, sizes, lay_out, first_channel, channels,
+                        grad_weight[group * group_rows + row],
+                    )  # fmt: skip
         infinite[worker] = check
 
 
 @helper
-def store_taps(sums, taps, planes, sizes, lay_out, channel, channels, grad_weight):
-    """Put the sums of each (shift, plane) where its tap stands, for a row of weights."""
-    size = grad_weight.itemsize
-    moved = (
-        sizes.in_order if lay_out != 0 and grad_weight.strides[1] == size and grad_weight.strides[0] % size == 0 else 0
-    )
-    for h in range(moved):
-        call_move(
-            lay_out, address_of(sums) + h * sizes.pitch * size, planes, channels,
-            address_of(grad_weight) + channel * grad_weight.strides[0] + h * planes * size,
-            grad_weight.strides[0] // size,
-        )  # fmt: skip
-    for c in range(channels):
-        for h in range(moved, taps.size // planes):
+def add_stretch(
+    panel, slab, offsets, terms, shifts, planes, sizes, channels, strip_bytes, tiles, nothing, tile_sums, row_size,
+    total, size,
+):  # fmt: skip
+    """Multiply a tile's rows by all strips of a slab, shift by shift: a strip stays in the caches meanwhile."""
+    for s in range(-(-channels // sizes.strip)):
+        vectors = -(-min(sizes.strip, channels - s * sizes.strip) * planes // sizes.lanes)
+        shares = -(-vectors // tiles.size)  # even ones: the narrowest tiles are the slowest
+        for h in range(shifts.size):
+            for k in range(shares):
+                done, end = k * vectors // shares, (k + 1) * vectors // shares
+                call_tile(
+                    tiles[end - done - 1], panel,
+                    slab + s * strip_bytes + (shifts[h] * sizes.pitch + done * sizes.lanes) * size, offsets, terms,
+                    sizes.block, nothing, tile_sums,
+                    total + ((h * sizes.strips + s) * sizes.pitch + done * sizes.lanes) * size, row_size,
+                )  # fmt: skip
+
+
+@helper
+def store_taps(sums, taps, planes, sizes, lay_out, first_channel, channels, grad_weight):
+    """Put the sums of each (shift, plane) where its tap stands, for a row of weights; NaN where one is not finite."""
+    size, strip, pitch = grad_weight.itemsize, sizes.strip, sizes.pitch
+    moved = 0
+    if lay_out != 0 and grad_weight.strides[1] == size and grad_weight.strides[0] % size == 0:
+        moved = sizes.in_order
+    check = grad_weight.dtype.type(0)
+    for s in range(-(-channels // strip)):
+        channel, own = first_channel + s * strip, min(strip, channels - s * strip)
+        for h in range(taps.size // planes):
+            at = (h * sizes.strips + s) * pitch
+            check += nothing_of(sums[at : at + own * planes])
+            if h < moved:
+                call_move(
+                    lay_out, address_of(sums) + at * size, planes, own,
+                    address_of(grad_weight) + channel * grad_weight.strides[0] + h * planes * size,
+                    grad_weight.strides[0] // size,
+                )  # fmt: skip
+                continue
             for p in range(planes):
                 k = taps[h * planes + p]
                 if k >= 0:
-                    grad_weight[channel + c, k] = sums[h * sizes.pitch + c * planes + p]
+                    for c in range(own):
+                        grad_weight[channel + c, k] = sums[at + c * planes + p]
+    return check
 
 
 @helper
@@ -130,50 +156,55 @@ def pack_inputs(input, channel, channels, rows, term, term_end, lanes, interleav
     length = input.shape[2]
     size = panel.itemsize
     contiguous = channels == rows and input.strides[2] == size and input.strides[1] % size == 0
-    for m in range(rows):
-        if m >= channels:
-            for j in range(term_end - term):
-                panel[j * rows + m] = 0
-            continue
-        item, t, done = term // length, term % length, 0
-        while done < term_end - term:
-            run = min(length - t, term_end - term - done)
+    item, t, done = term // length, term % length, 0
+    while done < term_end - term:
+        run = min(length - t, term_end - term - done)
+        if contiguous and run >= lanes:
+            source = address_of(input) + item * input.strides[0] + channel * input.strides[1] + t * size
+            to = address_of(panel) + done * rows * size
+            step = input.strides[1] // size
+            call_move(interleave, source, step, run - run % lanes, to, rows)
+            if run % lanes > 0:  # the last vector, where the run ends
+                last = run - lanes
+                call_move(interleave, source + last * size, step, lanes, to + last * rows * size, rows)
+        else:
             row = panel[done * rows : (done + run) * rows]
-            together = run - run % lanes if contiguous else 0
-            if m == 0 and together > 0:
-                source = item * input.strides[0] + channel * input.strides[1] + t * size
-                call_move(
-                    interleave, address_of(input) + source, input.strides[1] // size, together, address_of(row), rows
-                )
-            for j in range(together, run):
-                row[j * rows + m] = input[item, channel + m, t + j]
-            done += run
-            item += 1
-            t = 0
+            for m in range(channels):
+                for j in range(run):
+                    row[j * rows + m] = input[item, channel + m, t + j]
+            for m in range(channels, rows):
+                for j in range(run):
+                    row[j * rows + m] = 0
+        done += run
+        item += 1
+        t = 0
 
 
 @helper
 def pack_planes(
-    grad_output, planes, sizes, group, column, columns, term, term_end, item_rows, length, lay_out, transpose, slab
+    grad_output, planes, sizes, group, first_channel, channels, term, term_end, item_rows, length, lay_out, transpose,
+    slab,
 ):  # fmt: skip
-    """Let a row of the slab hold the planes of the block's channels at a position, for all that the terms reach.
-
-    A block begins and ends with a whole channel.
-    """
-    first_channel = group * (grad_output.shape[1] // sizes.groups) + column // planes.size
+    """Let a strip's row hold the planes of its channels at a position, for all positions that the terms reach."""
+    channel = group * (grad_output.shape[1] // sizes.groups) + first_channel
     output_length = grad_output.shape[2]
     last = term_end - 1
     begin = term // length * item_rows + term % length
     end = last // length * item_rows + last % length + item_rows - length + 1
-    size = slab.itemsize
-    contiguous = planes.size == sizes.stride and grad_output.strides[2] == size
-    square = sizes.lanes // sizes.stride if contiguous and transpose != 0 else 1  # channels that are transposed at once
-    for j in range(end - begin):
-        slab[j * sizes.pitch + columns : (j + 1) * sizes.pitch] = 0
-    channels = columns // planes.size
+    size, strip, pitch = slab.itemsize, sizes.strip, sizes.pitch
+    # the planes of a position are neighbours, and those of all positions are all samples
+    contiguous = grad_output.strides[2] == size and planes[planes.size - 1] - planes[0] == planes.size - 1
+    square = sizes.lanes // planes.size if contiguous and transpose != 0 and planes.size == sizes.stride else 1
     c = 0
     while c < channels:
-        together = square if c + square <= channels else 1
+        place = c % strip
+        together = square if place + square <= strip and c + square <= channels else 1
+        target = slab[c // strip * sizes.slab_rows * pitch :]
+        columns = place * planes.size
+        if place + together == min(strip, channels - c + place):  # the last of a strip
+            used = columns + together * planes.size
+            for j in range(end - begin if used < pitch else 0):
+                target[j * pitch + used : (j + 1) * pitch] = 0
         item, at, done = begin // item_rows, begin % item_rows, 0
         while done < end - begin:
             run = min(item_rows - at, end - begin - done)
@@ -182,16 +213,16 @@ def pack_planes(
             first = min(first_not_below(-start - planes[0], sizes.stride), run)
             stop = max(count_below(output_length - start - planes[planes.size - 1], sizes.stride, run), first)
             source_at = (
-                address_of(grad_output) + item * grad_output.strides[0]
-                + (first_channel + c) * grad_output.strides[1] + start * size
+                address_of(grad_output) + item * grad_output.strides[0] + (channel + c) * grad_output.strides[1]
+                + (start + planes[0]) * size
             )  # fmt: skip
-            target_at = address_of(slab) + (done * sizes.pitch + c * planes.size) * size
+            target_at = address_of(target) + (done * pitch + columns) * size
             squares = first
             if together > 1:
                 squares += (stop - first) // together * together
                 call_move(
                     transpose, source_at + first * sizes.stride * size, grad_output.strides[1], squares - first,
-                    target_at + first * sizes.pitch * size, sizes.pitch * size,
+                    target_at + first * pitch * size, pitch * size,
                 )  # fmt: skip
             moved = squares
             if contiguous and lay_out != 0:
@@ -199,19 +230,24 @@ def pack_planes(
                 for m in range(together):
                     call_move(
                         lay_out, source_at + m * grad_output.strides[1] + squares * sizes.stride * size, sizes.stride,
-                        stop - squares, target_at + (squares * sizes.pitch + m * planes.size) * size, sizes.pitch,
+                        stop - squares, target_at + (squares * pitch + m * planes.size) * size, pitch,
                     )  # fmt: skip
             for m in range(together):
-                for j in range(run):
-                    if first <= j < moved:
-                        continue
-                    l = start + j * sizes.stride
-                    for p in range(planes.size):
-                        inside = 0 <= l + planes[p] < output_length
-                        slab[(done + j) * sizes.pitch + (c + m) * planes.size + p] = (
-                            grad_output[item, first_channel + c + m, l + planes[p]] if inside else 0
-                        )
+                signal = grad_output[item, channel + c + m]
+                at_columns = done * pitch + columns + m * planes.size
+                pack_positions(signal, planes, start, sizes.stride, 0, first, pitch, target[at_columns:])
+                pack_positions(signal, planes, start, sizes.stride, moved, run, pitch, target[at_columns:])
             done += run
             item += 1
             at = 0
         c += together
+
+
+@helper
+def pack_positions(signal, planes, start, stride, begin, end, pitch, target):
+    """The planes of the positions in [begin, end), sample by sample: zero where there is none."""
+    for j in range(begin, end):
+        l = start + j * stride
+        for p in range(planes.size):
+            inside = 0 <= l + planes[p] < signal.size
+            target[j * pitch + p] = signal[l + planes[p]] if inside else 0

@@ -1,25 +1,28 @@
 """The layout of grad_weight's tiled product: which planes and shifts a layer has, and how its columns are cut.
 
-Pure Python and NumPy over geometry.Plan, cached by layer: nothing here depends on a length or a batch but
-`weight_sizes`. Called by the engine.
+Pure Python and NumPy over geometry.Plan and the shapes of a call, kept for the latest calls. Called by the engine. Only
+the stretches of time decide in which order an element is summed, and they depend on the batch and the length alone.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..geometry import Plan
-from . import target
+from . import microkernels, moves, target
 from .layout import BLOCK, LARGEST_SLAB_BYTES, tile_shape, tile_vectors
 
-STRETCH_BYTES = 256 * 1024  # what the columns of a stretch take of it in grad_weight, beside their sums
-STRETCH = 256  # terms of time that a tile of grad_weight sums up
-SUMS_BYTES = 2 * 1024 * 1024  # sums of grad_weight that wait while time passes
+STRETCH = 256  # terms of time that a tile sums up, at most
+SLAB_BYTES = 512 * 1024  # what the columns of a block take of the second-level cache for a stretch
+SUMS_BYTES = 1024 * 1024  # that wait while time passes, asked for ahead by the tiles that add to them
+WIDEST_STRIP = 4  # full tiles
+TILE_COST = 0.25  # what a tile costs beside its products, in vectors
 
 
 class WeightSizes(NamedTuple):
-    """What the kernel of grad_weight is told of a call."""
+    """What the kernel is told of a call."""
 
     lanes: int
     rows: int  # of a tile: input channels
@@ -27,8 +30,10 @@ class WeightSizes(NamedTuple):
     stretch: int  # terms of a tile
     groups: int
     parts: int  # that the rows are cut into, for the workers
-    width: int  # columns (output channels and their planes) of a block
-    pitch: int  # of a slab's rows
+    waiting: int  # tiles of rows whose sums wait together while time passes
+    strip: int  # output channels whose planes lie side by side in a slab
+    pitch: int  # of a strip's rows
+    strips: int  # of a block
     slab_rows: int
     stride: int
     crop_left: int
@@ -36,60 +41,178 @@ class WeightSizes(NamedTuple):
 
 
 class WeightLayout(NamedTuple):
-    """The planes and shifts of a layer's grad_weight, and which tap stands where."""
+    """The planes and shifts of a layer, and which tap stands where.
+
+    A position's row of a slab holds its planes, and a later one those of a shift; or, with one shift alone, the samples
+    of all taps, which fill vectors where channels are few.
+    """
 
     lanes: int
     rows: int
     vectors: int
-    planes: Any  # (planes,)
+    strip: int  # output channels
+    planes: Any  # (planes,), rising
     shifts: Any  # (shifts,), rising
     taps: Any  # (shifts · planes,), -1 where no tap has that shift and plane
     in_order: int  # shifts, from the first on, whose planes are neighbouring taps in order
 
 
+class WeightCall(NamedTuple):
+    """What a call of some shape takes: kept for as many calls as are usual at a time."""
+
+    layout: WeightLayout
+    numbers: Any  # a WeightSizes, as an array
+    tiles: Any  # (2, vectors): addresses of those that store, and of those that add
+    interleave: int  # addresses of moves, or 0
+    lay_out: int
+    transpose: int
+    stretch: int
+    scratch_size: int  # of a worker, in elements
+    sums_size: int  # likewise
+
+
+class WeightProblem(NamedTuple):
+    """What a call depends on, beside the layer's plan."""
+
+    groups: int
+    batch: int
+    length: int
+    row_channels: int  # of a group of the input
+    channels: int  # of a group of the output
+    workers: int
+    crop_left: int
+    itemsize: int
+
+
+@functools.lru_cache(maxsize=128)
+def weight_call(plan: Plan, problem: WeightProblem) -> WeightCall | None:
+    """What a call takes; None where its scratch memory would be too much."""
+    own = weight_layout(plan, problem)
+    if own is None:
+        return None
+    sizes, itemsize = weight_sizes(own, plan.stride, problem), problem.itemsize
+    tiles = [microkernels.tiles(itemsize, own.lanes, own.rows, own.vectors, 1, 1, adds=adds) for adds in (False, True)]
+    tile_size = own.rows * own.vectors * own.lanes
+    line = target.CACHE_LINE // itemsize
+    panel_size = -(-sizes.stretch * own.rows // line) * line
+    return WeightCall(
+        own,
+        np.array(sizes),
+        np.stack([addresses[: own.vectors] for addresses in tiles]),
+        moves.moves.interleave(itemsize, own.lanes, own.rows),
+        moves.moves.lay_out(itemsize, len(own.planes)),
+        moves.moves.transpose(len(own.planes) * itemsize),
+        sizes.stretch,
+        sizes.strips * sizes.slab_rows * sizes.pitch + panel_size + tile_size + own.rows + line,
+        sizes.waiting * own.rows * len(own.shifts) * sizes.strips * sizes.pitch + line,
+    )
+
+
+def weight_layout(plan: Plan, problem: WeightProblem) -> WeightLayout | None:
+    """The layout that fills its vectors better; None where neither's narrowest slab is small enough."""
+    shifts = np.unique(np.arange(plan.kernel_size) * plan.dilation // plan.stride)
+    ways = [_by_shifts(plan, problem.row_channels, problem.channels, problem.itemsize)]
+    if len(shifts) > 1:
+        ways.append(_by_taps(plan, problem.row_channels, problem.channels, problem.itemsize))
+    line = target.CACHE_LINE // problem.itemsize  # not the lanes: the host's vectors must not choose the algorithm
+    fitting = [
+        own
+        for own in ways
+        if _slab_rows(own, problem) * -(-len(own.planes) // line) * target.CACHE_LINE <= LARGEST_SLAB_BYTES
+    ]
+    return min(fitting, key=lambda own: _vectors(own, problem.channels), default=None)
+
+
 @functools.lru_cache(maxsize=64)
-def weight_layout(plan: Plan, row_channels: int, itemsize: int) -> WeightLayout | None:
-    """The layout of grad_weight; None where most (shift, plane) pairs would have no tap."""
+def _by_shifts(plan: Plan, row_channels: int, channels: int, itemsize: int) -> WeightLayout:
+    """Planes of a period of the stride, which a shift meets in a later row."""
     taps = np.arange(plan.kernel_size)
     planes, plane_of_tap = np.unique(taps * plan.dilation % plan.stride, return_inverse=True)
     shifts, shift_of_tap = np.unique(taps * plan.dilation // plan.stride, return_inverse=True)
-    if len(planes) * len(shifts) > 2 * plan.kernel_size + len(planes):
-        return None
     where = np.full(len(shifts) * len(planes), -1)
     where[shift_of_tap * len(planes) + plane_of_tap] = taps
-    rows, _ = tile_shape(row_channels, 1)
-    ordered = (where == np.arange(len(where))).reshape(len(shifts), len(planes)).all(axis=1)
-    in_order = int(np.cumprod(ordered).sum())
+    return _layout(planes, shifts, where, row_channels, channels, itemsize)
+
+
+@functools.lru_cache(maxsize=64)
+def _by_taps(plan: Plan, row_channels: int, channels: int, itemsize: int) -> WeightLayout:
+    """A plane for each tap, and no shift."""
+    taps = np.arange(plan.kernel_size)
+    return _layout(taps * plan.dilation, np.zeros(1, np.int64), taps, row_channels, channels, itemsize)
+
+
+def _layout(planes: Any, shifts: Any, where: Any, row_channels: int, channels: int, itemsize: int) -> WeightLayout:
     lanes = target.vector_bytes() // itemsize
-    return WeightLayout(lanes, rows, tile_vectors(rows), planes, shifts, where, in_order)
+    full = tile_vectors(tile_shape(row_channels, 1)[0])
+    strip = _strip(len(planes), channels, lanes, full)
+    vectors = min(-(-strip * len(planes) // lanes), full)
+    rows = _rows(row_channels, vectors, full)
+    ordered = (where == np.arange(len(where))).reshape(len(shifts), len(planes)).all(axis=1)
+    return WeightLayout(
+        lanes, rows, min(vectors, tile_vectors(rows)), strip, planes, shifts, where, int(np.cumprod(ordered).sum())
+    )
 
 
-def weight_sizes(layout: WeightLayout, groups: int, batch: int, length: int, row_channels: int, channels: int,
-                 workers: int, stride: int, crop_left: int, itemsize: int) -> WeightSizes | None:  # fmt: skip
-    """The sizes of a call; None where its scratch memory would be too much."""
-    terms = batch * length
-    reach = int(layout.shifts[-1])
-    stretch = min(STRETCH, terms)
-    # rows that a stretch spans: its terms, what follows the last, and what lies between its items
-    slab_rows = stretch + reach * (stretch // length + 2)
-    columns = channels * len(layout.planes)
-    sum_rows = -(-row_channels // layout.rows) * layout.rows * len(layout.shifts)
-    most = min(STRETCH_BYTES // itemsize // slab_rows, SUMS_BYTES // itemsize // sum_rows)
-    planes = len(layout.planes)
-    full = layout.vectors * layout.lanes
-    most = min(columns, full * max(1, most // full))
-    # held against the widest block that any number of workers gets, so that workers do not choose the algorithm
-    widest = -(-most // planes) * planes + layout.lanes
-    if max(slab_rows, sum_rows) * widest * itemsize > LARGEST_SLAB_BYTES:
-        return None
-    blocks = -(-columns // most)
-    blocks = -(-blocks // workers) * workers if columns >= workers * full else blocks
-    width = -(-columns // blocks // planes) * planes  # whole channels
-    pitch = -(-width // layout.lanes) * layout.lanes
-    blocks = -(-columns // width)
-    row_tiles = -(-row_channels // layout.rows)
-    parts = 1 if groups * blocks >= workers else min(row_tiles, -(-workers // (groups * blocks)))
+def _strip(planes: int, channels: int, lanes: int, full: int) -> int:
+    """Output channels of a strip: so few that rows are short, with hardly more vectors than many would take."""
+
+    def cost(count: int) -> float:
+        vectors = -(-count * planes // lanes)
+        return vectors + TILE_COST * -(-vectors // full)
+
+    most = max(1, min(channels, WIDEST_STRIP * full * lanes // planes))
+    costs = [channels // count * cost(count) + cost(channels % count) for count in range(1, most + 1)]
+    own = next(count for count, found in enumerate(costs, 1) if found <= min(costs) * 1.03)
+    return -(-channels // -(-channels // own))
+
+
+def _rows(row_channels: int, vectors: int, full: int) -> int:
+    """Rows of a tile: the usual ones, or more of fewer vectors, which alone would wait for each other."""
+    usual, _ = tile_shape(row_channels, 1)
+    most = max(usual, min(usual * full // vectors, 2 * (target.vector_registers() // 4)))
+    return -(-row_channels // -(-row_channels // most))
+
+
+def _vectors(own: WeightLayout, channels: int) -> int:
+    """Vectors of sums for each row, all shifts together."""
+    strips, rest = divmod(channels, own.strip)
+    columns = [own.strip * len(own.planes)] * strips + [rest * len(own.planes)]
+    return len(own.shifts) * sum(-(-count // own.lanes) for count in columns)
+
+
+def _stretch(problem: WeightProblem) -> int:
+    """Terms of a stretch: even ones, of whole blocks."""
+    terms = problem.batch * problem.length
+    stretches = -(-terms // STRETCH)
+    return min(-(-terms // (stretches * BLOCK)) * BLOCK, terms)
+
+
+def _slab_rows(own: WeightLayout, problem: WeightProblem) -> int:
+    """Rows that a stretch spans: its terms, what follows the last, and what lies between its items."""
+    stretch = _stretch(problem)
+    return stretch + int(own.shifts[-1]) * (stretch // problem.length + 2)
+
+
+def weight_sizes(own: WeightLayout, stride: int, problem: WeightProblem) -> WeightSizes:
+    """The sizes of a call."""
+    groups, batch, length, row_channels, channels, workers, crop_left, itemsize = problem
+    stretch, slab_rows = _stretch(problem), _slab_rows(own, problem)
+    pitch = -(-own.strip * len(own.planes) // own.lanes) * own.lanes
+    row_tiles = -(-row_channels // own.rows)
+    most = max(1, SLAB_BYTES // itemsize // (slab_rows * pitch))
+    strips = -(-channels // own.strip)
+    blocks = -(-strips // most)
+    step = workers // math.gcd(groups, workers)
+    even = -(-blocks // step) * step  # so many that workers have equally many
+    blocks = even if even <= strips else blocks
+    block_strips = -(-strips // blocks)
+    tasks = groups * -(-strips // block_strips)
+    parts = 1 if tasks >= 4 * workers else min(row_tiles, workers // math.gcd(tasks, workers))
+    sum_rows = own.rows * len(own.shifts) * block_strips * pitch  # elements of the sums of a tile of rows
+    # where all terms are of one stretch, no sum waits for another
+    waiting = 1 if stretch == batch * length else max(1, SUMS_BYTES // itemsize // sum_rows)
     return WeightSizes(
-        lanes=layout.lanes, rows=layout.rows, block=BLOCK, stretch=stretch, groups=groups, parts=parts, width=width,
-        pitch=pitch, slab_rows=slab_rows, stride=stride, crop_left=crop_left, in_order=layout.in_order,
+        lanes=own.lanes, rows=own.rows, block=BLOCK, stretch=stretch, groups=groups, parts=parts,
+        waiting=min(waiting, -(-row_tiles // parts)), strip=own.strip, pitch=pitch, strips=block_strips,
+        slab_rows=slab_rows, stride=stride, crop_left=crop_left, in_order=own.in_order,
     )  # fmt: skip
