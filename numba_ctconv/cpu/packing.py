@@ -162,4 +162,4 @@ def pack_tiles(weight, first_taps, sizes, begin, end, panels):
                         if c < own_channels and p < own_phases:
                             value = weight[group, i, channel + c, first_taps[phase + p] + m * sizes.tap_step]
                         panels[at + term * rows + row] = value
-    return nothing_of(panels[: (end - begin) * term_channels * family_taps * rows])
+    return nothing_of(panels, 0, (end - begin) * term_channels * family_taps * rows)

@@ -62,6 +62,8 @@ def product(
         tile_sums = address_of(own_scratch) + (slab_size + panel_size) * size
         nothing = tile_sums + rows * tiles.shape[1] * sizes.lanes * size  # what a tile starts from
         own_scratch[slab_size + panel_size + rows * tiles.shape[1] * sizes.lanes :] = 0
+        if strip * planes.size < pitch or group_channels % strip > 0:
+            slab[:] = 0  # the columns that no channel fills: their sums are dropped, but subnormal ones would take long
         total = sums[worker, to_line(sums[worker]) :]
         check = infinite.dtype.type(0)
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
@@ -94,10 +96,9 @@ def product(
                             address_of(total) + (row_tile - begin) * rows * row_size * size, size,
                         )  # fmt: skip
                 for row in range(begin * rows, min(end * rows, group_rows)):
-                    row_sums = total[(row - begin * rows) * row_size : (row - begin * rows + 1) * row_size]
                     check += store_taps(
-                        row_sums, taps, planes.size, sizes, lay_out, first_channel, channels,
-                        grad_weight[group * group_rows + row],
+                        total, (row - begin * rows) * row_size, taps, planes.size, sizes, lay_out, first_channel,
+                        channels, group * group_rows + row, grad_weight,
                     )  # fmt: skip
         infinite[worker] = check
 
@@ -123,30 +124,30 @@ def add_stretch(
 
 
 @helper
-def store_taps(sums, taps, planes, sizes, lay_out, first_channel, channels, grad_weight):
+def store_taps(sums, begin, taps, planes, sizes, lay_out, first_channel, channels, row, grad_weight):
     """Put the sums of each (shift, plane) where its tap stands, for a row of weights; NaN where one is not finite."""
     size, strip, pitch = grad_weight.itemsize, sizes.strip, sizes.pitch
     moved = 0
-    if lay_out != 0 and grad_weight.strides[1] == size and grad_weight.strides[0] % size == 0:
+    if lay_out != 0 and grad_weight.strides[2] == size and grad_weight.strides[1] % size == 0:
         moved = sizes.in_order
     check = grad_weight.dtype.type(0)
     for s in range(-(-channels // strip)):
         channel, own = first_channel + s * strip, min(strip, channels - s * strip)
+        to = address_of(grad_weight) + row * grad_weight.strides[0] + channel * grad_weight.strides[1]
         for h in range(taps.size // planes):
-            at = (h * sizes.strips + s) * pitch
-            check += nothing_of(sums[at : at + own * planes])
+            at = begin + (h * sizes.strips + s) * pitch
+            check += nothing_of(sums, at, at + own * planes)
             if h < moved:
                 call_move(
-                    lay_out, address_of(sums) + at * size, planes, own,
-                    address_of(grad_weight) + channel * grad_weight.strides[0] + h * planes * size,
-                    grad_weight.strides[0] // size,
+                    lay_out, address_of(sums) + at * size, planes, own, to + h * planes * size,
+                    grad_weight.strides[1] // size,
                 )  # fmt: skip
                 continue
             for p in range(planes):
                 k = taps[h * planes + p]
                 if k >= 0:
                     for c in range(own):
-                        grad_weight[channel + c, k] = sums[at + c * planes + p]
+                        grad_weight[row, channel + c, k] = sums[at + c * planes + p]
     return check
 
 
@@ -168,13 +169,12 @@ def pack_inputs(input, channel, channels, rows, term, term_end, lanes, interleav
                 last = run - lanes
                 call_move(interleave, source + last * size, step, lanes, to + last * rows * size, rows)
         else:
-            row = panel[done * rows : (done + run) * rows]
             for m in range(channels):
                 for j in range(run):
-                    row[j * rows + m] = input[item, channel + m, t + j]
+                    panel[(done + j) * rows + m] = input[item, channel + m, t + j]
             for m in range(channels, rows):
                 for j in range(run):
-                    row[j * rows + m] = 0
+                    panel[(done + j) * rows + m] = 0
         done += run
         item += 1
         t = 0
@@ -199,12 +199,7 @@ def pack_planes(
     while c < channels:
         place = c % strip
         together = square if place + square <= strip and c + square <= channels else 1
-        target = slab[c // strip * sizes.slab_rows * pitch :]
-        columns = place * planes.size
-        if place + together == min(strip, channels - c + place):  # the last of a strip
-            used = columns + together * planes.size
-            for j in range(end - begin if used < pitch else 0):
-                target[j * pitch + used : (j + 1) * pitch] = 0
+        column = c // strip * sizes.slab_rows * pitch + place * planes.size
         item, at, done = begin // item_rows, begin % item_rows, 0
         while done < end - begin:
             run = min(item_rows - at, end - begin - done)
@@ -216,7 +211,7 @@ def pack_planes(
                 address_of(grad_output) + item * grad_output.strides[0] + (channel + c) * grad_output.strides[1]
                 + (start + planes[0]) * size
             )  # fmt: skip
-            target_at = address_of(target) + (done * pitch + columns) * size
+            target_at = address_of(slab) + (column + done * pitch) * size
             squares = first
             if together > 1:
                 squares += (stop - first) // together * together
@@ -233,10 +228,9 @@ def pack_planes(
                         stop - squares, target_at + (squares * pitch + m * planes.size) * size, pitch,
                     )  # fmt: skip
             for m in range(together):
-                signal = grad_output[item, channel + c + m]
-                at_columns = done * pitch + columns + m * planes.size
-                pack_positions(signal, planes, start, sizes.stride, 0, first, pitch, target[at_columns:])
-                pack_positions(signal, planes, start, sizes.stride, moved, run, pitch, target[at_columns:])
+                to = column + done * pitch + m * planes.size
+                pack_positions(grad_output, item, channel + c + m, planes, start, sizes, 0, first, to, slab)
+                pack_positions(grad_output, item, channel + c + m, planes, start, sizes, moved, run, to, slab)
             done += run
             item += 1
             at = 0
@@ -244,10 +238,10 @@ def pack_planes(
 
 
 @helper
-def pack_positions(signal, planes, start, stride, begin, end, pitch, target):
+def pack_positions(grad_output, item, channel, planes, start, sizes, begin, end, to, slab):
     """The planes of the positions in [begin, end), sample by sample: zero where there is none."""
     for j in range(begin, end):
-        l = start + j * stride
+        l = start + j * sizes.stride
         for p in range(planes.size):
-            inside = 0 <= l + planes[p] < signal.size
-            target[j * pitch + p] = signal[l + planes[p]] if inside else 0
+            inside = 0 <= l + planes[p] < grad_output.shape[2]
+            slab[to + j * sizes.pitch + p] = grad_output[item, channel, l + planes[p]] if inside else 0

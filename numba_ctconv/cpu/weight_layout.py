@@ -18,6 +18,7 @@ STRETCH = 256  # terms of time that a tile sums up, at most
 SLAB_BYTES = 512 * 1024  # what the columns of a block take of the second-level cache for a stretch
 SUMS_BYTES = 1024 * 1024  # that wait while time passes, asked for ahead by the tiles that add to them
 WIDEST_STRIP = 4  # full tiles
+FEWER_VECTORS = 0.8  # part of the vectors at which samples are better packed once for each tap than for each shift
 TILE_COST = 0.25  # what a tile costs beside its products, in vectors
 
 
@@ -120,7 +121,11 @@ def weight_layout(plan: Plan, problem: WeightProblem) -> WeightLayout | None:
         for own in ways
         if _slab_rows(own, problem) * -(-len(own.planes) // line) * target.CACHE_LINE <= LARGEST_SLAB_BYTES
     ]
-    return min(fitting, key=lambda own: _vectors(own, problem.channels), default=None)
+    if len(fitting) < 2:  # noqa: PLR2004  # ways
+        return fitting[0] if fitting else None
+    by_shifts, by_taps = fitting
+    fewer = _vectors(by_taps, problem.channels) <= FEWER_VECTORS * _vectors(by_shifts, problem.channels)
+    return by_taps if fewer else by_shifts
 
 
 @functools.lru_cache(maxsize=64)
@@ -146,7 +151,7 @@ def _layout(planes: Any, shifts: Any, where: Any, row_channels: int, channels: i
     full = tile_vectors(tile_shape(row_channels, 1)[0])
     strip = _strip(len(planes), channels, lanes, full)
     vectors = min(-(-strip * len(planes) // lanes), full)
-    rows = _rows(row_channels, vectors, full)
+    rows = _rows(row_channels, vectors)
     ordered = (where == np.arange(len(where))).reshape(len(shifts), len(planes)).all(axis=1)
     return WeightLayout(
         lanes, rows, min(vectors, tile_vectors(rows)), strip, planes, shifts, where, int(np.cumprod(ordered).sum())
@@ -162,15 +167,15 @@ def _strip(planes: int, channels: int, lanes: int, full: int) -> int:
 
     most = max(1, min(channels, WIDEST_STRIP * full * lanes // planes))
     costs = [channels // count * cost(count) + cost(channels % count) for count in range(1, most + 1)]
-    own = next(count for count, found in enumerate(costs, 1) if found <= min(costs) * 1.03)
-    return -(-channels // -(-channels // own))
+    return next(count for count, found in enumerate(costs, 1) if found <= min(costs) * 1.03)
 
 
-def _rows(row_channels: int, vectors: int, full: int) -> int:
-    """Rows of a tile: the usual ones, or more of fewer vectors, which alone would wait for each other."""
+def _rows(row_channels: int, vectors: int) -> int:
+    """Rows of a tile: the usual ones, or twice as many where the sums of one vector would wait for each other."""
     usual, _ = tile_shape(row_channels, 1)
-    most = max(usual, min(usual * full // vectors, 2 * (target.vector_registers() // 4)))
-    return -(-row_channels // -(-row_channels // most))
+    if vectors > 1 or row_channels <= usual:
+        return usual
+    return -(-row_channels // -(-row_channels // (2 * usual)))
 
 
 def _vectors(own: WeightLayout, channels: int) -> int:
