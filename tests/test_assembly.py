@@ -129,9 +129,10 @@ def shapes():
     for layer in layer_problems(core=True):
         own = plan(layer.kernel_size, layer.stride, layer.dilation)
         for itemsize in (4, 8):
-            sums = weight_layout.weight_layout.__wrapped__(own, layer.in_channels // layer.groups, itemsize)
-            if sums is not None:
-                tiles.add(Shape(int(itemsize == 8), sums.lanes, sums.rows, sums.vectors, 1, 1, 1))
+            channels = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+            for way in (weight_layout.by_shifts, weight_layout.by_taps):
+                sums = way.__wrapped__(own, *channels, itemsize)
+                tiles.update(Shape(int(itemsize == 8), *sums[:3], 1, 1, adds) for adds in (0, 1))
     return tiles, rows
 
 

@@ -173,17 +173,35 @@ def test_what_is_kept_serves_only_the_parameters_it_was_packed_for():
     np.testing.assert_array_equal(layer(x), nc.conv_transpose1d(x, layer.weight, layer.bias, stride=3, padding=1))
 
 
-@pytest.mark.parametrize("row_channels", [8, 512, 700, 900, 2048])
-@pytest.mark.parametrize("kernel_size", [4, 25])
-def test_workers_do_not_choose_the_algorithm_of_grad_weight(row_channels, kernel_size):
+@pytest.mark.parametrize("length", [3, 50, 500])
+@pytest.mark.parametrize("row_channels", [8, 700, 2048])
+@pytest.mark.parametrize("kernel_size", [4, 25, 4096, 20_000])
+def test_workers_do_not_choose_the_algorithm_of_grad_weight(kernel_size, row_channels, length):
     """A layer too large for the tiled product is so for any number of threads: they must not change its bits."""
-    own = weight_layout.weight_layout(plan(kernel_size, 1, 1), row_channels, 4)
-    sizes = [weight_layout.weight_sizes(own, 1, 2, 500, row_channels, 256, n, 1, 0, 4) for n in (1, 2, 3, 4, 8, 64)]
-    assert len({found is None for found in sizes}) == 1
-    for found in sizes:
-        if found is not None:
-            rows = -(-row_channels // own.rows) * own.rows * len(own.shifts)
-            assert max(rows, found.slab_rows) * found.pitch * 4 <= layout.LARGEST_SLAB_BYTES
+    for stride in (1, 4):
+        own = plan(kernel_size, stride, 1)
+        shape = weight_layout.WeightProblem(1, 2, length, row_channels, 256, 1, 0, 4)
+        calls = [weight_layout.weight_call(own, shape._replace(workers=n)) for n in (1, 2, 3, 4, 8, 64)]
+        assert len({found is None for found in calls}) == 1
+        if kernel_size <= 4096:
+            assert calls[0] is not None
+        if (kernel_size, stride, length) == (20_000, 1, 500):
+            assert calls[0] is None
+        for found in calls:
+            if found is not None:
+                sizes = weight_layout.WeightSizes(*found.numbers.tolist())
+                assert (sizes.strips * sizes.slab_rows * sizes.pitch + found.sums_size) * 4 < 8e6
+                assert sizes.stretch == calls[0].stretch
+
+
+@pytest.mark.parametrize(("channels", "kernel_size", "by_taps"), [(1, 25, True), (128, 16, False), (2, 8, True)])
+def test_taps_lie_side_by_side_where_channels_are_few(channels, kernel_size, by_taps):
+    """One channel and four planes would leave three quarters of each vector empty, for each of seven shifts."""
+    own = weight_layout.weight_layout(
+        plan(kernel_size, 4, 1), weight_layout.WeightProblem(1, 2, 500, 64, channels, 1, 0, 4)
+    )
+    assert own is not None
+    assert (len(own.shifts) == 1) == by_taps
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -5,9 +5,9 @@ With the output gradient split into planes, tap k of shift h_k and phase r_k has
     dw[i, o, k] = Σ_n Σ_t x[n, i, t] · planes[n, t + h_k, (o, r_k)],
 
 so one row of `planes` holds a position of some channels, a strip, with their phases side by side, and a shift of time
-is an offset of whole rows: nothing is copied twice. Where channels are few, a row holds the samples of all taps instead.
-microkernels.py computes tiles of (input channels) × (channels and phases) for a stretch of time, which are added up in
-order.
+is an offset of whole rows: nothing is copied twice. Where channels are few, a row holds the samples of all taps
+instead. microkernels.py computes tiles of (input channels) × (channels and phases) for a stretch of time, which are
+added up in order.
 
 Called by the engine with its scratch memory; nothing here allocates or checks. The stretches depend on the batch and
 the length alone, so threads change no bit.

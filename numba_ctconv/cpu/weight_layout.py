@@ -12,13 +12,17 @@ import numpy as np
 
 from ..geometry import Plan
 from . import microkernels, moves, target
-from .layout import BLOCK, LARGEST_SLAB_BYTES, tile_shape, tile_vectors
+from .layout import BLOCK, tile_shape, tile_vectors
 
 STRETCH = 256  # terms of time that a tile sums up, at most
 SLAB_BYTES = 512 * 1024  # what the columns of a block take of the second-level cache for a stretch
-SUMS_BYTES = 1024 * 1024  # that wait while time passes, asked for ahead by the tiles that add to them
+SUMS_BYTES = 2 * 1024 * 1024  # that wait while time passes, asked for ahead by the tiles that add to them
+MOST_BYTES = 6 * 1024 * 1024  # of a slab and the sums of a tile's rows
+MOST_ROWS = 16  # of a tile on any machine
 WIDEST_STRIP = 4  # full tiles
 FEWER_VECTORS = 0.8  # part of the vectors at which samples are better packed once for each tap than for each shift
+# what packing takes in time: a run of planes and each of them, and an input
+RUN_COST, SAMPLE_COST, INPUT_COST = 1.5, 0.1, 0.4
 TILE_COST = 0.25  # what a tile costs beside its products, in vectors
 
 
@@ -112,24 +116,22 @@ def weight_call(plan: Plan, problem: WeightProblem) -> WeightCall | None:
 def weight_layout(plan: Plan, problem: WeightProblem) -> WeightLayout | None:
     """The layout that fills its vectors better; None where neither's narrowest slab is small enough."""
     shifts = np.unique(np.arange(plan.kernel_size) * plan.dilation // plan.stride)
-    ways = [_by_shifts(plan, problem.row_channels, problem.channels, problem.itemsize)]
-    if len(shifts) > 1:
-        ways.append(_by_taps(plan, problem.row_channels, problem.channels, problem.itemsize))
+    ways = (by_shifts, by_taps) if len(shifts) > 1 else (by_shifts,)
     line = target.CACHE_LINE // problem.itemsize  # not the lanes: the host's vectors must not choose the algorithm
+    layouts = [way(plan, problem.row_channels, problem.channels, problem.itemsize) for way in ways]
     fitting = [
         own
-        for own in ways
-        if _slab_rows(own, problem) * -(-len(own.planes) // line) * target.CACHE_LINE <= LARGEST_SLAB_BYTES
+        for own in layouts
+        if _column_size(own, problem, MOST_ROWS) * -(-len(own.planes) // line) * target.CACHE_LINE <= MOST_BYTES
     ]
-    if len(fitting) < 2:  # noqa: PLR2004  # ways
+    if len(fitting) < 2:  # ways
         return fitting[0] if fitting else None
-    by_shifts, by_taps = fitting
-    fewer = _vectors(by_taps, problem.channels) <= FEWER_VECTORS * _vectors(by_shifts, problem.channels)
-    return by_taps if fewer else by_shifts
+    vectors = [_vectors(own, problem.channels) for own in fitting]
+    return fitting[1] if vectors[1] <= FEWER_VECTORS * vectors[0] else fitting[0]
 
 
 @functools.lru_cache(maxsize=64)
-def _by_shifts(plan: Plan, row_channels: int, channels: int, itemsize: int) -> WeightLayout:
+def by_shifts(plan: Plan, row_channels: int, channels: int, itemsize: int) -> WeightLayout:
     """Planes of a period of the stride, which a shift meets in a later row."""
     taps = np.arange(plan.kernel_size)
     planes, plane_of_tap = np.unique(taps * plan.dilation % plan.stride, return_inverse=True)
@@ -140,7 +142,7 @@ def _by_shifts(plan: Plan, row_channels: int, channels: int, itemsize: int) -> W
 
 
 @functools.lru_cache(maxsize=64)
-def _by_taps(plan: Plan, row_channels: int, channels: int, itemsize: int) -> WeightLayout:
+def by_taps(plan: Plan, row_channels: int, channels: int, itemsize: int) -> WeightLayout:
     """A plane for each tap, and no shift."""
     taps = np.arange(plan.kernel_size)
     return _layout(taps * plan.dilation, np.zeros(1, np.int64), taps, row_channels, channels, itemsize)
@@ -167,7 +169,7 @@ def _strip(planes: int, channels: int, lanes: int, full: int) -> int:
 
     most = max(1, min(channels, WIDEST_STRIP * full * lanes // planes))
     costs = [channels // count * cost(count) + cost(channels % count) for count in range(1, most + 1)]
-    return next(count for count, found in enumerate(costs, 1) if found <= min(costs) * 1.03)
+    return next(count for count, found in enumerate(costs, 1) if found <= min(costs) * 1.01)
 
 
 def _rows(row_channels: int, vectors: int) -> int:
@@ -175,7 +177,7 @@ def _rows(row_channels: int, vectors: int) -> int:
     usual, _ = tile_shape(row_channels, 1)
     if vectors > 1 or row_channels <= usual:
         return usual
-    return -(-row_channels // -(-row_channels // (2 * usual)))
+    return -(-row_channels // -(-row_channels // min(2 * usual, MOST_ROWS)))
 
 
 def _vectors(own: WeightLayout, channels: int) -> int:
@@ -198,26 +200,46 @@ def _slab_rows(own: WeightLayout, problem: WeightProblem) -> int:
     return stretch + int(own.shifts[-1]) * (stretch // problem.length + 2)
 
 
+def _column_size(own: WeightLayout, problem: WeightProblem, rows: int) -> int:
+    """Elements of a column of the slab, and of the sums of so many rows."""
+    return _slab_rows(own, problem) + rows * len(own.shifts)
+
+
 def weight_sizes(own: WeightLayout, stride: int, problem: WeightProblem) -> WeightSizes:
     """The sizes of a call."""
     groups, batch, length, row_channels, channels, workers, crop_left, itemsize = problem
     stretch, slab_rows = _stretch(problem), _slab_rows(own, problem)
-    pitch = -(-own.strip * len(own.planes) // own.lanes) * own.lanes
+    room = MOST_BYTES // itemsize // _column_size(own, problem, own.rows) // own.lanes * own.lanes
+    strip = max(1, min(own.strip, room // len(own.planes)))
+    pitch = -(-strip * len(own.planes) // own.lanes) * own.lanes
     row_tiles = -(-row_channels // own.rows)
-    most = max(1, SLAB_BYTES // itemsize // (slab_rows * pitch))
-    strips = -(-channels // own.strip)
-    blocks = -(-strips // most)
+    strips = -(-channels // strip)
+    most = max(1, min(strips, SLAB_BYTES // itemsize // (slab_rows * pitch)))
+    sum_rows = own.rows * len(own.shifts) * pitch  # elements of a strip's sums of a tile of rows
+
+    at_once = stretch == batch * length  # then no sum waits for another
+
+    def waiting(count: int) -> int:
+        return 1 if at_once else max(1, SUMS_BYTES // itemsize // (sum_rows * count))
+
+    def packing(count: int) -> float:
+        """What it costs with so many strips a block: planes for all chunks of rows, inputs for all blocks."""
+        again = 1 if at_once else -(-row_tiles // waiting(count))
+        return (
+            again * channels * (RUN_COST + SAMPLE_COST * len(own.planes))
+            + -(-strips // count) * row_channels * INPUT_COST
+        )
+
+    blocks = -(-strips // min(range(1, most + 1), key=packing))
     step = workers // math.gcd(groups, workers)
     even = -(-blocks // step) * step  # so many that workers have equally many
-    blocks = even if even <= strips else blocks
-    block_strips = -(-strips // blocks)
+    block_strips = -(-strips // (even if even <= strips else blocks))
     tasks = groups * -(-strips // block_strips)
     parts = 1 if tasks >= 4 * workers else min(row_tiles, workers // math.gcd(tasks, workers))
-    sum_rows = own.rows * len(own.shifts) * block_strips * pitch  # elements of the sums of a tile of rows
-    # where all terms are of one stretch, no sum waits for another
-    waiting = 1 if stretch == batch * length else max(1, SUMS_BYTES // itemsize // sum_rows)
+    part_tiles = -(-row_tiles // parts)
+    chunks = -(-part_tiles // waiting(block_strips))
+    together = 1 if at_once else -(-part_tiles // chunks)
     return WeightSizes(
         lanes=own.lanes, rows=own.rows, block=BLOCK, stretch=stretch, groups=groups, parts=parts,
-        waiting=min(waiting, -(-row_tiles // parts)), strip=own.strip, pitch=pitch, strips=block_strips,
-        slab_rows=slab_rows, stride=stride, crop_left=crop_left, in_order=own.in_order,
+        waiting=together, strip=strip, pitch=pitch, strips=block_strips, slab_rows=slab_rows, stride=stride, crop_left=crop_left, in_order=own.in_order,
     )  # fmt: skip
