@@ -14,8 +14,8 @@ from ..geometry import Plan
 from . import microkernels, moves, target
 from .layout import BLOCK, tile_shape, tile_vectors
 
-STRETCH = 256  # terms of time that a tile sums up, at most
-SLAB_BYTES = 512 * 1024  # what the columns of a block take of the second-level cache for a stretch
+STRETCH = 512  # terms of time that a tile sums up, at most
+SLAB_BYTES = 1024 * 1024  # what the columns of a block take of the second-level cache for a stretch
 SUMS_BYTES = 2 * 1024 * 1024  # that wait while time passes, asked for ahead by the tiles that add to them
 MOST_BYTES = 6 * 1024 * 1024  # of a slab and the sums of a tile's rows
 MOST_ROWS = 16  # of a tile on any machine
@@ -241,5 +241,6 @@ def weight_sizes(own: WeightLayout, stride: int, problem: WeightProblem) -> Weig
     together = 1 if at_once else -(-part_tiles // chunks)
     return WeightSizes(
         lanes=own.lanes, rows=own.rows, block=BLOCK, stretch=stretch, groups=groups, parts=parts,
-        waiting=together, strip=strip, pitch=pitch, strips=block_strips, slab_rows=slab_rows, stride=stride, crop_left=crop_left, in_order=own.in_order,
+        waiting=together, strip=strip, pitch=pitch, strips=block_strips, slab_rows=slab_rows, stride=stride,
+        crop_left=crop_left, in_order=own.in_order,
     )  # fmt: skip
