@@ -27,6 +27,9 @@ class Engine(Protocol):
     precisions: tuple[Precision, ...]
     dtypes: tuple[np.dtype[Any], ...]
 
+    def __hash__(self) -> int:
+        """Of an engine, of which there is one."""
+
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of all arrays of a call, of dtypes that the kernels take, on one device; None stays None."""
 
@@ -115,6 +118,14 @@ def engine_of(values: dict[str, Any], optional: Collection[str] = ()) -> Engine:
     if host and device:
         checks.mixed_memory(host, device)
     return cuda_engine(device) if device else cpu_engine()
+
+
+def are_plain(input: Any, weight: Any, *optional: Any) -> bool:
+    """Whether all are NumPy's own arrays, no subclass's, or None where they may be."""
+    plain = type(input) is type(weight) is np.ndarray
+    for value in optional:
+        plain = plain and (value is None or type(value) is np.ndarray)
+    return plain
 
 
 @functools.cache

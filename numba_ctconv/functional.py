@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from . import checks, shapes
 from .checks import GradientName, Parameters
-from .dispatch import Engine, engine_of
+from .dispatch import Engine, are_plain, cpu_engine, engine_of
 from .precision import chosen as chosen_precision
 
 
@@ -186,21 +186,31 @@ def forward(
 ) -> Any:
     """conv_transpose1d with its integers checked; a layer gives what it keeps of its weight for the engine."""
     given = {"input": input, "weight": weight, "bias": bias, "out": out}
-    engine = engine_of(given, optional=("bias", "out"))
-    chosen = checks.algorithm(algorithm, engine.algorithms)
-    allowed = chosen_precision(precision, engine.precisions)
-    arrays = engine.operands(given)
-    x, w, b, y = arrays.values()
-    checks.same_dtype({"input": x, "weight": w, "bias": b})
-    checks.summed_once(x.dtype, chosen)
-    size = checks.output_size(output_size, (len(x.shape),))
-    geometry, shape = shapes.forward(p, size, x.shape, w.shape, None if b is None else b.shape)
-    if out is not None:
-        _check_out(engine, given, arrays, {"out": shape})
-    queue = engine.launch_stream(stream, given)
-    if out is None:
-        out = engine.empty(shape, x.dtype, input, queue)
-        y = engine.operands({"out": out})["out"]
+    usual = output_size is None and precision is None and stream is None and type(algorithm) is str
+    if usual and are_plain(input, weight, bias, out):
+        engine, x, w, b, y = cpu_engine(), input, weight, bias, out  # the engine's own view of each is itself
+        allowed, queue = engine.precisions[0], None
+        chosen, geometry, shape = shapes.plain_forward(
+            engine, p, algorithm, x.dtype, x.shape, w.dtype, w.shape,
+            None if b is None else b.dtype, None if b is None else b.shape, None if out is None else out.dtype,
+        )  # fmt: skip
+        if out is not None:
+            _check_out(engine, given, given, {"out": shape})
+        else:
+            out = y = engine.empty(shape, x.dtype, input, queue)
+    else:
+        engine = engine_of(given, optional=("bias", "out"))
+        chosen = checks.algorithm(algorithm, engine.algorithms)
+        allowed = chosen_precision(precision, engine.precisions)
+        arrays = engine.operands(given)
+        x, w, b, y = arrays.values()
+        geometry, shape = shapes.of_forward(p, output_size, chosen, x, w, b)
+        if out is not None:
+            _check_out(engine, given, arrays, {"out": shape})
+        queue = engine.launch_stream(stream, given)
+        if out is None:
+            out = engine.empty(shape, x.dtype, input, queue)
+            y = engine.operands({"out": out})["out"]
     engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, allowed, queue, kept, _batched(engine, y))
     return out
 

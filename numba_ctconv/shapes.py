@@ -4,12 +4,50 @@ functional asks; a shape that was seen lately is not checked again, and a new on
 """
 
 import functools
+from typing import Any
 
 from . import checks
-from .checks import Parameters
+from .checks import Algorithm, Array, Described, Parameters
 from .geometry import Geometry
 
 KEPT = 256  # calls
+
+
+@functools.lru_cache(maxsize=KEPT)
+def plain_forward(
+    engine: Any,
+    p: Parameters,
+    algorithm: str,
+    input_dtype: Any,
+    input_shape: tuple[int, ...],
+    weight_dtype: Any,
+    weight_shape: tuple[int, ...],
+    bias_dtype: Any,
+    bias_shape: tuple[int, ...] | None,
+    out_dtype: Any,
+) -> tuple[Algorithm, Geometry, tuple[int, ...]]:
+    """All that is checked of a call on NumPy arrays by what they are, not by where: the algorithm and :func:`forward`.
+
+    A dtype is None where the array is.
+    """
+    chosen = checks.algorithm(algorithm, engine.algorithms)
+    x, w = Described(input_dtype, input_shape), Described(weight_dtype, weight_shape)
+    b = None if bias_shape is None else Described(bias_dtype, bias_shape)
+    out = None if out_dtype is None else Described(out_dtype, ())
+    for name, array in (("input", x), ("weight", w), ("bias", b), ("out", out)):
+        if array is not None:
+            checks.floating(array, name, engine.dtypes)
+    return chosen, *of_forward(p, None, chosen, x, w, b)
+
+
+def of_forward(
+    p: Parameters, output_size: object, algorithm: Algorithm, x: Array, w: Array, b: Array | None
+) -> tuple[Geometry, tuple[int, ...]]:
+    """The geometry and the shape of the output of arrays that fit."""
+    checks.same_dtype({"input": x, "weight": w, "bias": b})
+    checks.summed_once(x.dtype, algorithm)
+    size = checks.output_size(output_size, (len(x.shape),))
+    return forward(p, size, x.shape, w.shape, None if b is None else b.shape)
 
 
 @functools.lru_cache(maxsize=KEPT)

@@ -18,11 +18,15 @@ def change(monkeypatch):
 
     def set_and_forget(*arguments):
         monkeypatch.setattr(*arguments)
-        blocks.call_of.cache_clear()
+        forget()
+
+    def forget():
+        blocks.forward_calls.cache_clear()
+        blocks.grad_input_calls.cache_clear()
 
     yield set_and_forget
     monkeypatch.undo()
-    blocks.call_of.cache_clear()
+    forget()
 
 
 @pytest.mark.parametrize("name", ["hifigan_v1/up1", "cosyvoice2_hift/up1", "deep_tasnet_dilated/dec_d8", "wavegan/up0"])

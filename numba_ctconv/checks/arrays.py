@@ -1,5 +1,6 @@
 """The arrays of a call: dtypes, shapes held against each other, and where results go; and the words beside them."""
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, Protocol, get_args
 
@@ -41,9 +42,28 @@ DEVICE_DTYPES: tuple[Any, ...] = (np.dtype(np.float16), BFLOAT16, *DTYPES)
 class Array(Protocol):
     """What the checks read of an array, wherever it lives."""
 
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its elements."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+
+
+class StridedArray(Array, Protocol):
+    """What they read of one that is written."""
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In bytes."""
+
+
+class Described(NamedTuple):
+    """An array's dtype and shape, where nothing else is asked for."""
+
     dtype: np.dtype[Any]
+    shape: tuple[int, ...]
 
 
 class Sizes(NamedTuple):
@@ -123,22 +143,27 @@ def grad_output_shape(shape: tuple[int, ...], expected: tuple[int | None, ...]) 
         refuse(ValueError, "grad_output", f"of shape ({text})", shape, "shape ")
 
 
-def output_array(array: Array, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def output_array(array: StridedArray, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
     """An `out` of the right shape and dtype no two elements of which share memory."""
     if array.shape != shape:
         refuse(ValueError, name, f"of shape {shape}", array.shape, "shape ")
     if array.dtype != dtype:
         refuse(TypeError, name, f"of dtype {dtype}", array.dtype, "dtype ")
-    if 0 in shape:
-        return
+    if not _elements_lie_apart(shape, array.strides, dtype.itemsize):
+        raise ValueError(
+            f"`{name}` must be an array whose elements do not share memory; got shape {shape} "
+            f"with strides {array.strides}"
+        )
+
+
+@functools.lru_cache(maxsize=256)
+def _elements_lie_apart(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> bool:
     reached = 0  # bytes spanned by the dimensions of smaller stride
-    for stride, size in sorted((abs(st), n) for st, n in zip(array.strides, shape, strict=True) if n > 1):
-        if stride < reached + dtype.itemsize:
-            raise ValueError(
-                f"`{name}` must be an array whose elements do not share memory; got shape {shape} "
-                f"with strides {array.strides}"
-            )
+    for stride, size in sorted((abs(st), n) for st, n in zip(strides, shape, strict=True) if n > 1):
+        if stride < reached + itemsize:
+            return 0 in shape
         reached += stride * (size - 1)
+    return True
 
 
 def algorithm(value: object, offered: Sequence[Algorithm]) -> Algorithm:

@@ -1,5 +1,6 @@
 """The integers of a call and the geometry that they make."""
 
+from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import Crops, Geometry, Plan, crops_of, geometry_of, geometry_to, plan
@@ -62,6 +63,14 @@ def parameters(
     derived: bool = False,
 ) -> Parameters:
     """Validate the integers of a call; `output_padding` may be None where it is derived from the length of an array."""
+    if type(stride) is type(padding_) is type(output_padding) is type(groups) is type(dilation) is int:
+        return _of_ints(stride, padding_, output_padding, groups, dilation)
+    return _parameters(stride, padding_, output_padding, groups, dilation, derived=derived)
+
+
+def _parameters(
+    stride: object, padding_: object, output_padding: object, groups: object, dilation: object, *, derived: bool
+) -> Parameters:
     s = integer(stride, "stride", 1, LARGEST_STEP)
     p = padding(padding_)
     op = None if derived and output_padding is None else integer(output_padding, "output_padding", 0)
@@ -73,6 +82,12 @@ def parameters(
             f"got output_padding={op}, padding={tuple(p)}"
         )
     return Parameters(s, p, op, g, d)
+
+
+@lru_cache(maxsize=256)
+def _of_ints(stride: int, padding_: int, output_padding: int, groups: int, dilation: int) -> Parameters:
+    """Those of a layer that was seen lately."""
+    return _parameters(stride, padding_, output_padding, groups, dilation, derived=False)
 
 
 def smaller_output_padding(output_padding: int, stride: int, dilation: int) -> None:

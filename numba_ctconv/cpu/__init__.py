@@ -21,6 +21,7 @@ from . import target as machine
 from .fast import Kept
 
 FLOAT32, FLOAT64 = checks.DTYPES
+FAST: tuple[Algorithm, ...] = ("auto", "tiled")
 OVERLAP_WORK = 10_000  # candidate solutions that NumPy tries before a pair of strided arrays counts as sharing memory
 
 
@@ -56,6 +57,8 @@ class CpuEngine:
 
     def overlap(self, one: Any, other: Any) -> bool:
         """Whether two arrays share memory; pairs too intricate to tell count as sharing."""
+        if one is not other and one.flags.owndata and other.flags.owndata:
+            return False
         try:
             return bool(np.shares_memory(one, other, max_work=OVERLAP_WORK))  # type: ignore[arg-type]  # the stub lacks it
         except np.exceptions.TooHardError:
@@ -88,8 +91,11 @@ class CpuEngine:
         if bias is None:
             bias = np.empty(0, output.dtype)
         plan, crop = geometry.plan, geometry.crops.left
+        long = input.size * weight.shape[1] * plan.kernel_size > machine.FEW_PRODUCTS
+        workers = machine.threads() if long else 1
+        if algorithm in FAST and fast.forward(input, weight, bias, geometry, groups, workers, long, kept, output):
+            return
         batch, out_channels, length = output.shape
-        workers = machine.workers(input.size * weight.shape[1] * plan.kernel_size)
         if algorithm == "scatter":
             forward_kernels.scatter(
                 input, weight, bias, plan.stride, plan.dilation, groups, crop, workers,
@@ -97,8 +103,6 @@ class CpuEngine:
             )  # fmt: skip
             return
         positions = (crop + length - 1) // plan.stride - crop // plan.stride + 1
-        if algorithm != "gather" and fast.forward(input, weight, bias, geometry, groups, workers, kept, output):
-            return
         tile = machine.tile(weight.shape[1], plan.stride, positions, output.itemsize)
         span = min(tile.stretch + plan.shift(plan.kernel_size - 1), geometry.input_length)
         sums = np.empty((workers, *tile), output.dtype)
@@ -124,15 +128,18 @@ class CpuEngine:
         if grad_input.size == 0:
             return
         plan, crop = geometry.plan, geometry.crops.left
+        long = grad_input.size * weight.shape[1] * plan.kernel_size > machine.FEW_PRODUCTS
+        workers = machine.threads() if long else 1
+        if algorithm in FAST and fast.grad_input(
+            grad_output, weight, geometry, groups, workers, long, kept, grad_input
+        ):
+            return
         batch, in_channels, length = grad_input.shape
-        workers = machine.workers(grad_input.size * weight.shape[1] * plan.kernel_size)
         if algorithm == "scatter":
             grad_input_kernels.scatter(
                 grad_output, weight, plan.stride, plan.dilation, plan.phase_step, plan.inverse, groups, crop, workers,
                 machine.stretches(workers, batch * in_channels, length), grad_input,
             )  # fmt: skip
-            return
-        if algorithm != "gather" and fast.grad_input(grad_output, weight, geometry, groups, workers, kept, grad_input):
             return
         rows, _, stretch = machine.tile(in_channels // groups, 1, length, grad_input.itemsize)
         sums = np.empty((workers, rows, stretch), grad_input.dtype)

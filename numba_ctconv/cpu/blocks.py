@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..geometry import Geometry
 from . import microkernels, target
 from .layout import MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
 
@@ -26,9 +27,8 @@ class Call(NamedTuple):
     """What a call of some shape takes beside a layout: kept for as many calls as are usual at a time."""
 
     numbers: Any  # a Sizes, as an array
-    slab_size: int  # of a worker, in elements
-    scratch_size: int  # likewise
-    panels_size: int  # of all workers, where panels are made as they are used; else 0
+    scratch_size: int  # in elements
+    makes_panels: bool  # as they are used
 
 
 class Problem(NamedTuple):
@@ -40,6 +40,7 @@ class Problem(NamedTuple):
     row_channels: int  # of a group of the output
     itemsize: int
     workers: int
+    long: bool  # worth letting other Python threads run
     crop_in: int
     crop_out: int
     q_first: int
@@ -47,22 +48,68 @@ class Problem(NamedTuple):
 
 
 @functools.lru_cache(maxsize=128)
+def forward_calls(
+    layouts: tuple[Layout, ...],
+    geometry: Geometry,
+    groups: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    out_channels: int,
+    itemsize: int,
+    workers: int,
+    long: bool,
+    packed: bool,
+) -> tuple[Call, ...]:
+    """What a forward pass takes, a family of phases each, whose panels are there if they are `packed`."""
+    step, crop = geometry.plan.stride, geometry.crops.left
+    first = crop // step
+    positions = (crop + geometry.output_length - 1) // step - first + 1
+    problem = Problem(
+        groups, shape, strides, out_channels // groups, itemsize, workers, long, 0, crop, first, positions
+    )
+    return tuple(call_of(own, problem, packed=packed) for own in layouts)
+
+
+@functools.lru_cache(maxsize=128)
+def grad_input_calls(
+    layouts: tuple[Layout, ...],
+    geometry: Geometry,
+    groups: int,
+    shape: tuple[int, ...],
+    strides: tuple[int, ...],
+    in_channels: int,
+    itemsize: int,
+    workers: int,
+    long: bool,
+    packed: bool,
+) -> tuple[Call, ...]:
+    """As above, of the gradient of the input."""
+    crop, length = geometry.crops.left, geometry.input_length
+    problem = Problem(groups, shape, strides, in_channels // groups, itemsize, workers, long, crop, 0, 0, length)
+    return tuple(call_of(own, problem, packed=packed) for own in layouts)
+
+
 def call_of(own: Layout, problem: Problem, *, packed: bool) -> Call:
     """What a call takes, whose panels are there if they are `packed`."""
     sizes = sizes_of(own, problem, packed=packed)
     tile_size = own.rows * own.vectors * own.lanes
     staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.start_size * microkernels.COLUMNS[-1])
     sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // problem.itemsize
-    scratch_size = sums_size + staged + 2 * sizes.start_size
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
+    sizes = sizes._replace(slab_size=slab_size, own_size=slab_size + sums_size + staged + 2 * sizes.start_size)
+    offsets_size = 2 * len(own.term_rows) * 8 // problem.itemsize
     panels_size = problem.workers * sizes.together * len(own.term_rows) * own.rows + own.beyond
-    return Call(np.array(sizes), slab_size, scratch_size, panels_size if sizes.together else 0)
+    scratch_size = offsets_size + problem.workers * (sizes.own_size + 1) + (panels_size if sizes.together else 0)
+    return Call(np.array(sizes), scratch_size, sizes.together > 0)
 
 
 def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
-    """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers."""
-    groups, (batch, _, length), strides, row_channels, itemsize, workers, *steps = problem
+    """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers.
+
+    But for the sizes of its scratch memory, which follow from these.
+    """
+    groups, (batch, _, length), strides, row_channels, itemsize, workers, long, *steps = problem
     crop_in, _, q_first, positions = steps
     full = layout.vectors * layout.lanes
     in_place = reads_in_place(layout, row_channels, strides, itemsize)
@@ -91,7 +138,7 @@ def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
     together = 0 if packed or blocks > MOST_BLOCKS_REMADE else tiles_together(layout, itemsize)
     return Sizes._make(
         (*layout.fixed, groups, parts, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
-         together)
+         together, 0, 0, int(long))
     )  # fmt: skip
 
 

@@ -56,9 +56,9 @@ def reduction(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, error_model="numpy", fastmath=REDUCTION)(function)
 
 
-def kernel(arguments: str) -> Callable[[Callable[..., Any]], "Kernel"]:
+def kernel(arguments: str, *, nogil: bool = True) -> Callable[[Callable[..., Any]], "Kernel"]:
     """Decorate a kernel with what it takes, a letter and a digit each: see :class:`Kernel`."""
-    return lambda function: Kernel(function, arguments.split())
+    return lambda function: Kernel(function, arguments.split(), nogil=nogil)
 
 
 class Kernel:
@@ -69,11 +69,13 @@ class Kernel:
     of integers that are read and "o1" of integers that are written. So a new layout of a caller's array costs no
     compilation. The last argument is an array and tells the dtype. An argument `workers` is the number of tasks that
     the prange shares out; their order never matters. The code is kept on disk, or in memory where no folder for it can
-    be written. The GIL is released.
+    be written. The GIL is released, but for a kernel that sees to it itself: `nogil` False.
     """
 
-    def __init__(self, function: Callable[..., Any], arguments: list[str]) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: list[str], *, nogil: bool = True) -> None:
         self.function = function
+        self.nogil = nogil
+        self.dispatchers: list[Any] = []  # Numba's, which own the compiled code
         self.arguments = arguments
         self.compiled: dict[np.dtype[Any], Any] = {}  # the parallel form
         self.serial: dict[np.dtype[Any], Any] = {}
@@ -124,11 +126,12 @@ class Kernel:
 
     def _form(self, form: str, signature: Any, parallel: Any) -> Any:
         function = self.function
-        compiled = numba.njit(parallel=parallel, nogil=True, error_model="numpy", fastmath=EXACT)(function)
+        compiled = numba.njit(parallel=parallel, nogil=self.nogil, error_model="numpy", fastmath=EXACT)(function)
         keep_on_disk(compiled, f"{function.__module__.rpartition('.')[2]}.{function.__name__}-{form}")
-        compiled.compile(signature)
-        compiled.disable_compile()
-        return compiled
+        self.dispatchers.append(compiled)
+        # What a dispatcher calls once it has told the types of its arguments, which takes as long as a tiny layer: here
+        # they are always those of the signature.
+        return compiled.compile(signature)
 
 
 def keep_on_disk(compiled: Any, name: str) -> None:

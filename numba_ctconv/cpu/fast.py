@@ -21,36 +21,58 @@ from . import (
     weight_layout,
 )
 from . import target as machine
+from .blocks import Call
 from .panels import Packed
 
 Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
 
 
 def forward(
-    input: Any, weight: Any, bias: Any, geometry: Geometry, groups: int, workers: int, kept: Kept | None, output: Any
+    input: Any,
+    weight: Any,
+    bias: Any,
+    geometry: Geometry,
+    groups: int,
+    workers: int,
+    long: bool,
+    kept: Kept | None,
+    output: Any,
 ) -> bool:
-    """Forward by rows or tiles; False where neither serves."""
-    plan, crop = geometry.plan, geometry.crops.left
-    first = crop // plan.stride
-    positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
+    """Forward by rows or tiles; False where neither serves. Other Python threads run during a `long` one."""
+    plan = geometry.plan
     if weight.shape[0] == groups and depthwise_rows.fits(plan):
+        crop = geometry.crops.left
+        first = crop // plan.stride
+        positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
         own = _kept(kept, ("rows", plan, groups), lambda: panels.of_rows(weight))
         if own.finite:
             steps = (1, plan.shift(plan.kernel_size - 1), 0, 0, plan.stride, crop)
             _rows("forward", input, own.values, bias, plan, workers, steps, first, positions, output)
         return bool(own.finite)
-    packed = _kept(
-        kept, ("forward", plan, groups), lambda: panels.of_forward(weight, plan, groups, now=kept is not None)
-    )
+    key = ("forward", plan, groups)
+    packed = kept.get(key) if kept else None
+    if packed is None:
+        packed = _kept(kept, key, lambda: panels.of_forward(weight, plan, groups, now=kept is not None))
     if packed is None or not packed.finite:
         return False
-    return _product(input, bias, packed, groups, workers, 0, crop, first, positions, output)
+    calls = blocks.forward_calls(
+        packed.layouts, geometry, groups, input.shape, input.strides, output.shape[1], output.itemsize, workers,
+        long, kept is not None,
+    )  # fmt: skip
+    return _product(input, bias, packed, calls, workers, output)
 
 
 def grad_input(
-    grad_output: Any, weight: Any, geometry: Geometry, groups: int, workers: int, kept: Kept | None, grad_input: Any
+    grad_output: Any,
+    weight: Any,
+    geometry: Geometry,
+    groups: int,
+    workers: int,
+    long: bool,
+    kept: Kept | None,
+    grad_input: Any,
 ) -> bool:
-    """The input gradient by rows or tiles; False where neither serves."""
+    """The input gradient by rows or tiles; as above."""
     plan, crop, length = geometry.plan, geometry.crops.left, grad_input.shape[2]
     nothing = np.empty(0, grad_input.dtype)  # to start from
     if _is_depthwise(weight, groups) and depthwise_rows.fits(plan):
@@ -64,7 +86,11 @@ def grad_input(
     )
     if packed is None or not packed.finite:
         return False
-    return _product(grad_output, nothing, packed, groups, workers, crop, 0, 0, length, grad_input)
+    calls = blocks.grad_input_calls(
+        packed.layouts, geometry, groups, grad_output.shape, grad_output.strides, grad_input.shape[1],
+        grad_input.itemsize, workers, long, kept is not None,
+    )  # fmt: skip
+    return _product(grad_output, nothing, packed, calls, workers, grad_input)
 
 
 def grad_weight(grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any) -> bool:
@@ -117,45 +143,23 @@ def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: i
     return not np.count_nonzero(infinite)
 
 
-def _product(
-    source: Any,
-    bias: Any,
-    packed: Packed,
-    groups: int,
-    workers: int,
-    crop_in: int,
-    crop_out: int,
-    q_first: int,
-    positions: int,
-    output: Any,
-) -> bool:
+def _product(source: Any, bias: Any, packed: Packed, calls: tuple[Call, ...], workers: int, output: Any) -> bool:
     """Run the tiled product of forward or grad_input, one family of phases after the other.
 
     False where the panels are made here, of a weight that is not finite.
     """
-    problem = blocks.Problem(
-        groups, source.shape, source.strides, output.shape[1] // groups, output.itemsize, workers, crop_in, crop_out,
-        q_first, positions,
-    )  # fmt: skip
-    for panel in packed.panels:
-        own, values = panel.layout, panel.values
-        numbers, slab_size, scratch_size, panels_size = blocks.call_of(own, problem, packed=values is not None)
-        if panels_size > 0:
-            values = np.empty(panels_size, output.dtype)
-        elif values is None:
-            values, finite = panels.values_of(panel)
+    weight = packed.weight
+    for family, values, (numbers, scratch_size, makes_panels) in zip(
+        packed.families, packed.panels, calls, strict=True
+    ):
+        scratch = np.empty(scratch_size, output.dtype)
+        made = scratch if makes_panels else values  # by the kernel itself, or when the layer was first called,
+        if made is None:  # or now
+            made, finite = panels.values_of(weight, family)
             if not finite:
                 return False
-        slabs = np.empty((workers, slab_size), output.dtype)
-        scratch = np.empty((workers, scratch_size), output.dtype)
-        offsets = np.empty((2, own.term_rows.size), np.int64)
-        infinite = np.zeros(workers, output.dtype)
-        tiled.product(
-            source, bias, values, own.term_rows, own.term_starts, own.planes, own.phases, panel.tiles, panel.lay_out,
-            panel.deinterleave, panel.tile_row, numbers, workers, panel.weight, own.first_taps, panel.numbers, infinite,
-            slabs, scratch, offsets, output,
-        )  # fmt: skip
-        if panels_size > 0 and np.count_nonzero(infinite):
+        tiled.product(source, bias, made, family.numbers, numbers, workers, weight, scratch, output)
+        if makes_panels and scratch[0] != 0:
             return False
     return True
 

@@ -42,6 +42,46 @@ def integers(count):
 
 
 @intrinsic
+def store_integer(typingctx, address, value):
+    """Store an int64 at an address."""
+
+    def codegen(context, builder, signature, args):
+        builder.store(args[1], builder.inttoptr(args[0], ir.IntType(64).as_pointer()))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), codegen
+
+
+@intrinsic
+def release_gil(typingctx, wanted):
+    """Let other Python threads run where `wanted` is not 0; what `take_gil` needs to end it."""
+
+    def codegen(context, builder, signature, args):
+        function = ir.FunctionType(_BYTES, [])
+        save = cgutils.get_or_insert_function(builder.module, function, "PyEval_SaveThread")
+        state = cgutils.alloca_once_value(builder, ir.Constant(_BYTES, None))
+        with builder.if_then(builder.icmp_signed("!=", args[0], ir.IntType(64)(0))):
+            builder.store(builder.call(save, []), state)
+        return builder.ptrtoint(builder.load(state), ir.IntType(64))
+
+    return types.int64(types.int64), codegen
+
+
+@intrinsic
+def take_gil(typingctx, state):
+    """End what `release_gil` began."""
+
+    def codegen(context, builder, signature, args):
+        function = ir.FunctionType(ir.VoidType(), [_BYTES])
+        restore = cgutils.get_or_insert_function(builder.module, function, "PyEval_RestoreThread")
+        with builder.if_then(builder.icmp_signed("!=", args[0], ir.IntType(64)(0))):
+            builder.call(restore, [builder.inttoptr(args[0], _BYTES)])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+@intrinsic
 def copy_bytes(typingctx, target, source, count):
     """Copy `count` bytes between addresses of memory that does not overlap."""
 

@@ -53,10 +53,13 @@ class Sizes(NamedTuple):
     in_place: int  # whether blocks inside an item are read where they are
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
     together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
+    slab_size: int  # of a worker, in elements
+    own_size: int  # of all scratch of a worker, likewise
+    long: int  # whether other Python threads may run meanwhile: a short call gains nothing by letting them
 
 
 class PanelSizes(NamedTuple):
-    """What the packing of weights into panels is told."""
+    """What the kernels are told of a layout's panels, tiles and moves; its lists follow in the same array."""
 
     lanes: int
     rows: int  # of a tile
@@ -65,6 +68,13 @@ class PanelSizes(NamedTuple):
     tap_step: int
     pack: int  # address of the move for tiles whose rows are runs of taps, or 0
     interleave: int  # and of that for tiles whose terms lie in a row for each channel, or 0
+    lay_out: int  # and of the moves of the runs that a tile leaves, and
+    deinterleave: int  # of the planes of a source; or 0
+    tile_row: int  # address of the rows of tiles, for many rows that are read in place; or 0
+    tile_count: int  # lengths of the lists: addresses of the tiles of 1, 2, .. vectors and of that of few columns,
+    terms: int  # term_rows and term_starts,
+    plane_count: int  # planes,
+    phase_count: int  # and phases and first_taps
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

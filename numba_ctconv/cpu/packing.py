@@ -11,7 +11,8 @@ from .intrinsics import address_of, call_move, call_pack, copy_bytes, integers
 from .layout import PanelSizes
 from .rows import count_below, first_not_below, nothing_of
 
-panel_sizes_in = integers(len(PanelSizes._fields))
+HEAD = len(PanelSizes._fields)
+panel_sizes_in = integers(HEAD)
 
 PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
 
@@ -92,14 +93,28 @@ def pack_run(source, planes, sizes, deinterleave, item, group, first, done, run,
                 slab[at + j] = 0
 
 
-@kernel("r4 n1 n1 i c1 c1")
-def pack_panels(weight, first_taps, numbers, together, infinite, panels):
+@helper
+def lists_of(numbers, sizes):
+    """The lists that follow a layout.PanelSizes in its array."""
+    tiles = HEAD + sizes.tile_count
+    rows, starts = tiles + sizes.terms, tiles + 2 * sizes.terms
+    planes = starts + sizes.plane_count
+    phases, first_taps = planes + sizes.phase_count, planes + 2 * sizes.phase_count
+    return (
+        numbers[HEAD:tiles], numbers[tiles:rows], numbers[rows:starts], numbers[starts:planes], numbers[planes:phases],
+        numbers[phases:first_taps],
+    )  # fmt: skip
+
+
+@kernel("r4 n1 i c1 c1")
+def pack_panels(weight, panel_numbers, together, infinite, panels):
     """Panels [group][tile][term][row] from weight[group, term channel, row channel, tap]; rows are padded with zero.
 
-    So many tiles are filled `together`; `numbers` are a layout.PanelSizes. `infinite` gets what is 0 for tiles whose
-    weights are all finite, and NaN for others: an element for so many tiles.
+    So many tiles are filled `together`; `panel_numbers` are a layout.PanelSizes and its lists. `infinite` gets what is
+    0 for tiles whose weights are all finite, and NaN for others: an element for so many tiles.
     """
-    sizes = PanelSizes(*panel_sizes_in(numbers))
+    sizes = PanelSizes(*panel_sizes_in(panel_numbers))
+    first_taps = lists_of(panel_numbers, sizes)[5]
     tiles = weight.shape[0] * tiles_of(weight, first_taps, sizes)
     size = weight.shape[1] * sizes.taps * sizes.rows
     for batch in prange(-(-tiles // together)):

@@ -11,18 +11,15 @@ from .blocks import MOST_TOGETHER
 from .layout import Layout, PanelSizes
 
 
-class Panels(NamedTuple):
-    """The panels of one family of phases."""
+class Family(NamedTuple):
+    """One family of phases, as the kernels take it."""
 
     layout: Layout
-    weight: Any  # (groups, term channels, row channels, taps), a view
-    numbers: Any  # a PanelSizes, as an array
-    tiles: Any  # addresses of the tiles
-    lay_out: int  # and of moves: of the runs that a tile leaves, and
-    deinterleave: int  # of the planes of a source
-    tile_row: int  # address of the rows of tiles, for many rows that are read in place
+    numbers: Any  # a PanelSizes and its lists, as an array
     together: int  # tiles that are packed together where they are neighbours in the weight
-    values: Any  # [group][tile][term][row]; None where a call makes them
+
+
+Families = tuple[tuple[Family, ...], tuple[Layout, ...]]  # and the layouts of theirs
 
 
 class Rows(NamedTuple):
@@ -35,22 +32,27 @@ class Rows(NamedTuple):
 class Packed(NamedTuple):
     """A weight as one operation takes it."""
 
-    panels: tuple[Panels, ...]
+    weight: Any  # (groups, term channels, row channels, taps), a view
+    families: tuple[Family, ...]
+    layouts: tuple[Layout, ...]  # theirs
+    panels: tuple[Any, ...]  # of each, [group][tile][term][row]; None where a call makes them
     finite: bool  # an absent tap or sample is a product with zero, which Inf and NaN would not let vanish
 
 
 def of_forward(weight: Any, plan: Plan, groups: int, *, now: bool) -> Packed | None:
     """The panels of forward, or `now` or later what makes them; None where the layer has no tiled layout."""
-    split = weight.reshape(groups, -1, *weight.shape[1:])  # (groups, C_in/groups, C_out/groups, K), a view
-    layouts = layout.forward_layouts(plan, split.shape[1], split.shape[2], weight.itemsize)
-    return None if layouts is None else _packed(split, layouts, MOST_TOGETHER, now)
+    channels, row_channels, taps = weight.shape
+    split = weight.reshape(groups, channels // groups, row_channels, taps)  # a view
+    families = _forward_families(plan, channels // groups, row_channels, weight.itemsize)
+    return None if families is None else _packed(split, *families, now)
 
 
 def of_grad_input(weight: Any, plan: Plan, groups: int, *, now: bool) -> Packed | None:
     """The panels of grad_input; as above."""
-    split = weight.reshape(groups, -1, *weight.shape[1:]).transpose(0, 2, 1, 3)
-    layouts = layout.grad_input_layouts(plan, split.shape[1], split.shape[2], weight.itemsize)
-    return None if layouts is None else _packed(split, layouts, 1, now)
+    row_channels, channels, taps = weight.shape
+    split = weight.reshape(groups, row_channels // groups, channels, taps).transpose(0, 2, 1, 3)
+    families = _grad_input_families(plan, channels, row_channels // groups, weight.itemsize)
+    return None if families is None else _packed(split, *families, now)
 
 
 def of_rows(weight: Any) -> Rows:
@@ -58,38 +60,61 @@ def of_rows(weight: Any) -> Rows:
     return Rows(np.array(weight, order="C"), bool(np.isfinite(weight).all()))
 
 
-def values_of(family: Panels) -> tuple[Any, bool]:
+def values_of(weight: Any, family: Family) -> tuple[Any, bool]:
     """All panels of a family, and whether they are finite."""
-    own, weight = family.layout, family.weight
+    own, together = family.layout, family.together
     tiles = weight.shape[0] * own.row_tiles(weight.shape[2])
     values = np.empty(tiles * len(own.term_rows) * own.rows + own.beyond, weight.dtype)
-    infinite = np.zeros(-(-tiles // family.together), weight.dtype)
-    packing.pack_panels(weight, own.first_taps, family.numbers, family.together, infinite, values)
+    infinite = np.zeros(-(-tiles // together), weight.dtype)
+    packing.pack_panels(weight, family.numbers, together, infinite, values)
     return values, not np.count_nonzero(infinite)
 
 
-def _packed(split: Any, layouts: tuple[Layout, ...], together: int, now: bool) -> Packed:
-    panels, finite = [], True
-    for own in layouts:
-        family = Panels(own, split, *_compiled(own, split.shape[2], split.itemsize), together, None)
-        if now:
-            values, own_finite = values_of(family)
-            family, finite = family._replace(values=values), finite and own_finite
-        panels.append(family)
-    return Packed(tuple(panels), finite)
+def _packed(split: Any, families: tuple[Family, ...], layouts: tuple[Layout, ...], now: bool) -> Packed:
+    if not now:
+        return Packed(split, families, layouts, (None,) * len(families), True)
+    values, finite = zip(*(values_of(split, family) for family in families), strict=True)
+    return Packed(split, families, layouts, values, all(finite))
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(own: Layout, row_channels: int, size: int) -> tuple[Any, Any, int, int, int]:
-    """What a family's packing is told, and the addresses of its tiles and moves."""
-    pack = moves.moves.pack_runs(size, own.tile_phases, own.rows // own.tile_phases)
-    interleave = moves.moves.interleave(size, own.lanes, own.rows) if own.step_out == 1 else 0
-    return (
-        np.array(PanelSizes(own.lanes, own.rows, own.tile_phases, own.taps, own.tap_step, pack, interleave)),
-        microkernels.tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots),
-        moves.moves.lay_out(size, own.tile_phases),
-        moves.moves.deinterleave(size, own.lanes, own.step_in) if own.every_plane else 0,
-        tile_rows.rows_of_tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
-        if own.many_streams(row_channels)
+def _forward_families(plan: Plan, channels: int, row_channels: int, size: int) -> Families | None:
+    return _families(layout.forward_layouts(plan, channels, row_channels, size), row_channels, size, MOST_TOGETHER)
+
+
+@functools.lru_cache(maxsize=64)
+def _grad_input_families(plan: Plan, channels: int, row_channels: int, size: int) -> Families | None:
+    return _families(layout.grad_input_layouts(plan, channels, row_channels, size), row_channels, size, 1)
+
+
+def _families(layouts: tuple[Layout, ...] | None, row_channels: int, size: int, together: int) -> Families | None:
+    if layouts is None:
+        return None
+    return tuple(Family(own, _numbers(own, row_channels, size), together) for own in layouts), layouts
+
+
+def _numbers(own: Layout, row_channels: int, size: int) -> Any:
+    """A PanelSizes and its lists, with the addresses of the tiles and moves."""
+    row_of_tiles = own.many_streams(row_channels)
+    tiles = microkernels.tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
+    sizes = PanelSizes(
+        own.lanes,
+        own.rows,
+        own.tile_phases,
+        own.taps,
+        own.tap_step,
+        pack=moves.moves.pack_runs(size, own.tile_phases, own.rows // own.tile_phases),
+        interleave=moves.moves.interleave(size, own.lanes, own.rows) if own.step_out == 1 else 0,
+        lay_out=moves.moves.lay_out(size, own.tile_phases),
+        deinterleave=moves.moves.deinterleave(size, own.lanes, own.step_in) if own.every_plane else 0,
+        tile_row=tile_rows.rows_of_tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
+        if row_of_tiles
         else 0,
+        tile_count=len(tiles),
+        terms=len(own.term_rows),
+        plane_count=len(own.planes),
+        phase_count=len(own.phases),
+    )
+    return np.concatenate(
+        (sizes, tiles, own.term_rows, own.term_starts, own.planes, own.phases, own.first_taps), dtype=np.int64
     )

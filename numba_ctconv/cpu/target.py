@@ -4,8 +4,9 @@ Asked by the engine (cpu/__init__), layout and compilation. A tile decides which
 often data is read again, never the order in which it is summed.
 """
 
+import ctypes
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numba
 from numba.core import registry
@@ -18,7 +19,7 @@ CACHE_LINE = 64  # bytes
 SUMS_BYTES = 16 * 1024
 LONGEST_STRETCH = 512
 MOST_PHASES = 32
-FEW_PRODUCTS = 30_000  # a microsecond's
+FEW_PRODUCTS = 30_000  # a microsecond's, up to which neither waking other workers nor giving up the GIL would pay
 CHANNELS_TOGETHER = 4  # rows of a slab: input channels that meet a sum while it is in a register
 
 
@@ -26,14 +27,18 @@ def threads() -> int:
     """Workers that a kernel may keep busy: Numba's setting for the calling thread, and 1 where its threads are lost."""
     if fork.threads_lost:
         return 1
-    # what numba.get_num_threads() asks for once the threads run, under two locks, which take seven times as long
-    count = getattr(parallel, "_get_num_threads", numba.get_num_threads)
+    count = _count() if hasattr(parallel, "_get_num_threads") else numba.get_num_threads
     return max(1, int(count()))  # "workqueue" knows of none in a thread that was started after a fork
 
 
-def workers(products: int) -> int:
-    """Workers for so many products: one where waking others would take longer than the work."""
-    return threads() if products > FEW_PRODUCTS else 1
+@functools.cache
+def _count() -> Any:
+    """What numba.get_num_threads() asks once the threads run, under two locks, which take seven times as long.
+
+    Asked here with the GIL held: each time that it is given up, another Python thread may keep it.
+    """
+    given = ctypes.cast(parallel._get_num_threads, ctypes.c_void_p)  # noqa: SLF001  # there is no public way
+    return ctypes.PYFUNCTYPE(ctypes.c_int)(given.value or 0)
 
 
 @functools.cache

@@ -20,29 +20,27 @@ depends on the layer alone.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_tile, integers
+from .intrinsics import address_of, call_move, call_tile, integers, release_gil, store_integer, take_gil
 from .layout import PanelSizes, Sizes
-from .packing import pack_slab, pack_tiles, panel_sizes_in, tiles_of
-from .rows import count_below, first_not_below, to_line
+from .packing import lists_of, pack_slab, pack_tiles, panel_sizes_in, tiles_of
+from .rows import count_below, first_not_below, nothing_of, to_line
 
 sizes_in = integers(len(Sizes._fields))
 
 
-@kernel("r3 r1 c1 n1 n1 n1 n1 n1 i i i n1 i r4 n1 n1 c1 c2 c2 o2 w3")
-def product(
-    source, bias, panels, term_rows, term_starts, planes, phases, tiles, lay_out, deinterleave, tile_row, numbers,
-    workers, weight, first_taps, panel_numbers, infinite, slabs, scratch, offsets, output,
-):  # fmt: skip
+@kernel("r3 r1 c1 n1 n1 i r4 c1 w3", nogil=False)
+def product(source, bias, panels, panel_numbers, numbers, workers, weight, scratch, output):
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
-    `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors and of that of few columns; `lay_out` and
-    `deinterleave` those of moves, and `tile_row` that of rows of tiles, or 0; `numbers` are a layout.Sizes and
-    `panel_numbers` a layout.PanelSizes. Where some tiles are packed `together`, `panels` has room for those of each
-    worker, and `infinite` gets a NaN for a worker that met a weight which is not finite. Scratch: slabs (workers,
-    strips · rows · pitch), scratch (workers, sums of a tile or of a row of tiles, staging, and what two tiles start
-    from), offsets (2, terms) into a slab and into rows that are read where they are.
+    `numbers` are a layout.Sizes, `panel_numbers` a layout.PanelSizes and its lists. Scratch, one after the other:
+    offsets (2, terms) of int64, into a slab and into rows that are read where they are; of each worker a slab
+    (strips · rows · pitch), sums of a tile or of a row of tiles, staging, and what two tiles start from; an element a
+    worker; and where some tiles are packed `together`, their panels, in place of `panels`. In the end its first element
+    is NaN where a weight was packed that is not finite, else 0.
     """
     sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
+    tiles, term_rows, term_starts, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
+    gil = release_gil(sizes.long)
     groups, parts, size = sizes.groups, sizes.parts, panels.itemsize
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
     column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
@@ -51,23 +49,28 @@ def product(
     terms = term_rows.size
     panel_size = terms * sizes.rows
     strip_size = source.shape[1] // groups * planes.size * sizes.pitch * size
+    offsets_at = address_of(scratch)
     for r in range(terms):
-        offsets[0, r] = term_rows[r] * sizes.pitch + term_starts[r]
-        offsets[1, r] = term_rows[r] * (source.strides[1] // size) + term_starts[r] - sizes.lead
+        store_integer(offsets_at + r * 8, term_rows[r] * sizes.pitch + term_starts[r])
+        in_place = term_rows[r] * (source.strides[1] // size) + term_starts[r] - sizes.lead
+        store_integer(offsets_at + (terms + r) * 8, in_place)
+    room = scratch[2 * terms * 8 // size :]
+    infinite = room[workers * sizes.own_size :]
     for worker in prange(workers):
         packed = -1
-        slab = slabs[worker]
-        own = scratch[worker, to_line(scratch[worker]) :]  # else every vector of sums would lie in two lines
-        check = infinite.dtype.type(0)
+        slab = room[worker * sizes.own_size :][: sizes.slab_size]
+        own = room[worker * sizes.own_size :][sizes.slab_size : sizes.own_size]
+        own = own[to_line(own) :]  # else every vector of sums would lie in two lines
+        check = scratch.dtype.type(0)
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
             group, column = task // parts // blocks, task // parts % blocks * sizes.width
             columns = min(sizes.width, column_end - column)
-            block_at, block_offsets, strip_width = address_of(slab), address_of(offsets), sizes.strip
+            block_at, block_offsets, strip_width = address_of(slab), offsets_at, sizes.strip
             source_at = direct_source(source, sizes, group, column, columns)
             if source_at != 0:
-                block_at, block_offsets, strip_width = source_at, address_of(offsets[1]), columns
+                block_at, block_offsets, strip_width = source_at, offsets_at + terms * 8, columns
             elif task // parts != packed:
-                pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
+                pack_slab(source, planes, sizes, panel_sizes.deinterleave, group, column, columns, slab)
                 packed = task // parts
             row_begin, row_end = task % parts * row_tiles // parts, (task % parts + 1) * row_tiles // parts
             together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
@@ -75,16 +78,19 @@ def product(
                 end, first = min(begin + together, row_end), group * row_tiles + begin
                 panels_at = address_of(panels) + first * panel_size * size
                 if sizes.together > 0:
-                    made = panels[worker * together * panel_size : (worker + 1) * together * panel_size]
+                    made = infinite[workers + worker * together * panel_size :][: together * panel_size]
                     check += pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, made)
                     panels_at = address_of(made)
                 for row_tile in range(begin, end):
                     sum_row(
-                        row_tile, (row_tile - begin) % 2, row_tile + 1 == end, bias, sizes, phases, tiles, lay_out,
-                        tile_row, terms, panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets,
-                        strip_width, strip_size, group, column, columns, own, output,
+                        row_tile, (row_tile - begin) % 2, row_tile + 1 == end, bias, sizes, phases, tiles,
+                        panel_sizes.lay_out, panel_sizes.tile_row, terms,
+                        panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets, strip_width,
+                        strip_size, group, column, columns, own, output,
                     )  # fmt: skip
         infinite[worker] = check
+    scratch[0] = nothing_of(infinite[:workers])
+    take_gil(gil)
 
 
 @helper
