@@ -89,7 +89,7 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
                         strip_size, group, column, columns, own, output,
                     )  # fmt: skip
         infinite[worker] = check
-    scratch[0] = nothing_of(infinite[:workers])
+    scratch[0] = nothing_of(infinite, 0, workers)
     take_gil(gil)
 
 
