@@ -19,7 +19,19 @@ from strategies import problems
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import Problem, layer_problems
-from numba_ctconv.cuda import arithmetic, arrays, emulator, fast, fragments, multiply, packing, simt, tile, tiles
+from numba_ctconv.cuda import (
+    ENGINE,
+    arithmetic,
+    arrays,
+    emulator,
+    fast,
+    fragments,
+    multiply,
+    packing,
+    simt,
+    tile,
+    tiles,
+)
 from numba_ctconv.cuda.arithmetic import arithmetic_of
 from numba_ctconv.geometry import families, plan
 
@@ -39,24 +51,24 @@ every = pytest.mark.parametrize("own", arithmetic.ALL, ids=lambda own: own.name)
 
 
 def on_device(operands):
-    return [None if array is None else cuda.to_device(array) for array in operands]
+    return [None if array is None else ENGINE.upload(array) for array in operands]
 
 
 def forward(problem, operands, **options):
     x, w, b, dy = on_device(operands)
-    out = cuda.to_device(np.full(dy.shape, np.nan, dy.dtype))
+    out = ENGINE.upload(np.full(dy.shape, np.nan, dy.dtype))
     nc.conv_transpose1d(x, w, b, **problem.forward_parameters, algorithm="tiled", **options, out=out)
-    return out.copy_to_host()
+    return ENGINE.download(out)
 
 
 def backward(problem, operands, **options):
     """The gradients of input and weight."""
     x, w, _, dy = on_device(operands)
-    out = nc.Gradients(*(cuda.to_device(np.full(a.shape, np.nan, a.dtype)) for a in (x, w)), None)
+    out = nc.Gradients(*(ENGINE.upload(np.full(a.shape, np.nan, a.dtype)) for a in (x, w)), None)
     nc.conv_transpose1d_backward(
         dy, x, w, **problem.backward_parameters, algorithm="tiled", needs=("input", "weight"), **options, out=out
     )
-    return [out.input.copy_to_host(), out.weight.copy_to_host()]
+    return [ENGINE.download(out.input), ENGINE.download(out.weight)]
 
 
 def all_of(problem, operands, precision):
