@@ -1,15 +1,15 @@
 """The fast path of the CUDA engine: packs what the tiled kernels take, finds them memory and queues them.
 
 Which kernels serve a layer, and in which order they sum, is decided by the layer alone. Every buffer comes from the
-pool of the library that the caller's arrays come from; packed weights that a layer keeps carry an event, so that work
-on another stream waits for the packing and the host for nothing.
+pool of the library that the caller's arrays come from; packed weights that a layer keeps carry an event until it is
+reached, so that work on another stream waits for the packing, and the host for nothing.
 """
 
 import functools
 from typing import Any, NamedTuple
 
 from ..geometry import Geometry, families
-from . import arrays, fill, packing, producers, product, tiles, weight_product
+from . import arrays, captures, fill, packing, producers, product, tiles, weight_product
 from .arithmetic import Arithmetic
 from .arrays import Queue
 from .launch import Configuration, thread_each
@@ -24,7 +24,7 @@ class Packed(NamedTuple):
 
     panels: Any
     table: Any  # the phases of its rows and their first taps
-    ready: Any  # when the panels are there
+    ready: Any  # an event after which the panels are there; None where they are
 
 
 def forward(
@@ -91,13 +91,16 @@ def _packed(
     kept: Kept | None, key: Any, weight: Any, layer: Layer, table: tuple[int, ...], tap_step: int, by_input: bool,
     queue: Queue,
 ) -> Packed:  # fmt: skip
-    """The packed weight: the layer's, packed at its first use on a GPU, or the call's."""
+    """The packed weight: the layer's, packed at its first use on a GPU outside a graph, or the call's."""
     key = (key, layer.arithmetic, queue.device)
     own: Packed | None = None if kept is None else kept.get(key)
-    if own is not None:
-        arrays.after(own.ready, queue)
+    if kept is not None and own is not None:
+        if own.ready is not None and captures.order(own.ready, queue):
+            kept[key] = own = own._replace(ready=None)
         producers.keep(own.panels, queue)
         return own
+    if captures.capturing(queue):  # the panels are there when the graph runs, and only then
+        kept = None
     panels = producers.workspace(layer.packed, layer.arithmetic.word, weight, queue)
     view, phases = arrays.reshaped(panels, (layer.packed,)), _table(table, queue.device)
     configuration = Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS)

@@ -226,10 +226,11 @@ def test_a_graph_holds_a_call_and_replays_it(forward, backward, operands, algori
             same(gradient, exact)
 
 
-def test_a_graph_holds_a_layer(operands):
+@pytest.mark.parametrize("algorithm", ["gather", "tiled"])
+def test_a_graph_holds_a_layer(operands, algorithm):
     x, _, _, dy = on_device(operands)
     state = {"weight": operands.weight, "bias": operands.bias}
-    layer = nc.ConvTranspose1d.from_state_dict(state, **PROBLEM.parameters, device="cuda")
+    layer = nc.ConvTranspose1d.from_state_dict(state, **PROBLEM.parameters, device="cuda", algorithm=algorithm)
     out = cuda.to_device(np.full_like(operands.grad_output, np.nan))
     into = nc.Gradients(cuda.to_device(np.full_like(operands.input, np.nan)), None, None)
     layer(x, out=out)
