@@ -9,8 +9,8 @@ import functools
 from typing import Any, NamedTuple
 
 from ..geometry import Geometry, families
-from . import arrays, captures, fill, packing, producers, product, tiles, weight_product
-from .arithmetic import Arithmetic
+from . import arrays, captures, depthwise, fill, packing, producers, product, row_cuts, tiles, weight_product
+from .arithmetic import FLOAT32, Arithmetic
 from .arrays import Queue
 from .launch import Configuration, thread_each
 from .tile import tiles_of
@@ -34,6 +34,13 @@ def forward(
     """Forward, one product for each family of phases."""
     plan, crop = geometry.plan, geometry.crops.left
     if output.size == 0:
+        return
+    if _is_depthwise(weight, groups) and row_cuts.fits(plan):
+        lines = output.shape[0] * output.shape[1]
+        cut = row_cuts.forward_cut(plan, crop, lines, output.shape[2])
+        configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
+        operands = (input, weight, bias, _table(row_cuts.phase_table(plan), queue.device), cut)
+        arrays.start(depthwise.forward(_full(arithmetic)), configuration, queue, *operands, output)
         return
     if any(family.taps == 0 for family in families(plan)):  # phases that hold the bias alone
         arrays.start(fill.fill, thread_each(output.size), queue, bias, output)
@@ -85,6 +92,16 @@ def grad_weight(
         threads = weight_product.SUM_THREADS
         adding = Configuration(-(-grad_weight.size // threads), threads)
         arrays.start(weight_product.add_parts, adding, queue, target, grad_weight)
+
+
+def _is_depthwise(weight: Any, groups: int) -> bool:
+    """Whether each output channel meets one input channel, and the other way round."""
+    return bool(weight.shape[0] == groups and weight.shape[1] == 1)
+
+
+def _full(arithmetic: Arithmetic) -> Arithmetic:
+    """That of depthwise layers, whose few products gain nothing from tensor cores."""
+    return FLOAT32 if arithmetic.name == "tf32" else arithmetic
 
 
 def _packed(

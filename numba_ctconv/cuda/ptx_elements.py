@@ -72,18 +72,23 @@ def element(typingctx, array, indices):
 @intrinsic
 def put(typingctx, array, indices, value):
     """array[indices] = value, rounded to a half where the array holds halves."""
-    name = NAMES.get(array.dtype)
+    own = types.float32 if array.dtype in NAMES else array.dtype
 
     def codegen(context, builder, signature, args):
-        at = pointer(context, builder, array, args[0], *_cast(context, builder, indices, args[1]))
-        if name is None:
-            builder.store(context.cast(builder, args[2], value, array.dtype), at)
-        else:
-            half = assembly(builder, I16, f"cvt.rn.{name}.f32 $0, $1;", "=h,f", [args[2]])
-            builder.store(half, builder.bitcast(at, I16.as_pointer()))
+        at = _cast(context, builder, indices, args[1])
+        _put(context, builder, array, args[0], at, context.cast(builder, args[2], value, own))
         return context.get_dummy_value()
 
     return types.void(array, indices, value), codegen
+
+
+def _put(context, builder, kind, array, indices, value):
+    name = NAMES.get(kind.dtype)
+    at = pointer(context, builder, kind, array, *indices)
+    if name is not None:
+        value = assembly(builder, I16, f"cvt.rn.{name}.f32 $0, $1;", "=h,f", [value])
+        at = builder.bitcast(at, I16.as_pointer())
+    builder.store(value, at)
 
 
 @cuda.jit(device=True)
@@ -125,6 +130,30 @@ def store_sample(array, n, c, l, value, wanted):
     """array[n, c, l] = value where wanted."""
     if wanted:
         put(array, (n, c, l), value)
+
+
+def store_spaced(count):
+    """A store of results one space apart: store_spaced(array, n, c, l, space, sums, added, wanted).
+
+    array[n, c, l + j·space] = sums[j] + added where that is wanted, and for as many j as the array is long.
+    """
+
+    @intrinsic
+    def emit(typingctx, array, n, c, l, space, sums, added, wanted):
+        def codegen(context, builder, signature, args):
+            places = zip(args[1:5], signature.args[1:5], strict=True)
+            n_, c_, l_, space_ = (context.cast(builder, value, own, types.int64) for value, own in places)
+            length = cgutils.unpack_tuple(builder, context.make_array(array)(context, builder, value=args[0]).shape)[2]
+            for j, value in enumerate(cgutils.unpack_tuple(builder, args[5])):
+                at = builder.add(l_, builder.mul(I64(j), space_))
+                inside = builder.and_(bit(builder, args[7]), builder.icmp_signed("<", at, length))
+                with builder.if_then(inside):
+                    _put(context, builder, array, args[0], [n_, c_, at], builder.fadd(value, args[6]))
+            return context.get_dummy_value()
+
+        return types.void(array, n, c, l, space, sums, added, wanted), codegen
+
+    return emit
 
 
 @cuda.jit(device=True)

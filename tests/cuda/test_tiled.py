@@ -236,13 +236,14 @@ def test_tf32_rounds_both_factors_to_nearest():
     factors = {1 + ulp / 2: 1 + ulp, 1 + 0.49 * ulp: 1, -1 - ulp / 2: -1 - ulp, 1 + 1.49 * ulp: 1 + ulp, 3: 3}
     given, rounded = np.array(list(factors), np.float32), np.array(list(factors.values()), np.float32)
     x, w = given[None, None, :], given[None, None, ::-1]
-    y = nc.conv_transpose1d(*on_device([x, w[..., :1].copy()]), algorithm="tiled", precision="tf32")
+    two = np.repeat(w, 2, axis=1)  # output channels, for with one the layer is depthwise
+    y = nc.conv_transpose1d(*on_device([x, two[..., :1].copy()]), algorithm="tiled", precision="tf32")
     np.testing.assert_array_equal(y.copy_to_host()[0, 0], rounded * rounded[-1])
-    y = nc.conv_transpose1d(*on_device([x[..., -1:].copy(), w.copy()]), algorithm="tiled", precision="tf32")
+    y = nc.conv_transpose1d(*on_device([x[..., -1:].copy(), two]), algorithm="tiled", precision="tf32")
     np.testing.assert_array_equal(y.copy_to_host()[0, 0], rounded[::-1] * rounded[-1])
-    dy = np.ones((1, 1, len(factors)), np.float32)
+    dy = np.ones((1, 2, len(factors)), np.float32)
     gradients = nc.conv_transpose1d_backward(
-        *on_device([dy, x, np.ones((1, 1, 1), np.float32)]), algorithm="tiled", precision="tf32", needs=("weight",)
+        *on_device([dy, x, np.ones((1, 2, 1), np.float32)]), algorithm="tiled", precision="tf32", needs=("weight",)
     )
     assert gradients.weight.copy_to_host()[0, 0, 0] == rounded.sum()
 
