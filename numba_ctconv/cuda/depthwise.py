@@ -1,8 +1,10 @@
 """Depthwise layers on the GPU, whose rows each meet one row: little is multiplied, so memory sets the pace.
 
     forward     y[n, c, l]  = bias[c] + Σ_{k, t: t·stride + k·dilation = l + crop_left} w[c, 0, k] · x[n, c, t]
+    grad_input  dx[n, c, t] = Σ_k w[c, 0, k] · dy[n, c, t·stride + k·dilation - crop_left]
 
-A block reads what its results reach once into shared memory, as words of what is summed in, with zeros beyond the ends.
+A block of forward reads what its results reach once into shared memory, as words of what is summed in, with zeros
+beyond the ends; grad_input reads each sample for all taps that meet it while the first-level cache holds it.
 Neighbouring threads take neighbouring results, and a thread results of one phase, so that all of them take the same
 taps: in rising order, summed apart in blocks of BLOCK_TAPS. row_cuts.py says which thread takes what; fast.py calls.
 """
@@ -139,5 +141,52 @@ def forward(arithmetic):
                 )
                 l = (tile * cut.passes + turn) * RESULTS * cut.step + p
                 store_results(output, n, c, l, cut.step, sums, added, own)
+
+    return run
+
+
+@functools.cache
+def grad_input(arithmetic):
+    """The kernel of an arithmetic, for blocks of THREADS."""
+    kind = arithmetic.word
+    nothing = kind.type(0)
+    zero_sums, load_one = ptx.zero_sums(kind, RESULTS), ptx.load_row(1, False)
+    load_inside, load_checked = ptx.load_row(RESULTS, False), ptx.load_row(RESULTS, True)
+    places_of, store_results = ptx.spaced(RESULTS), ptx.store_spaced(RESULTS)
+
+    @kernel(THREADS, RESIDENT[arithmetic.word_bytes])
+    def run(grad_output, weight, cut, grad_input):
+        """One block a tile of its rows."""
+        thread = cuda.threadIdx.x
+        batch, channels, _ = grad_input.shape
+        length, kernel_size = grad_output.shape[2], weight.shape[2]
+        threads = 1 << cut.shift
+        line = thread >> cut.shift
+        lane = thread - (line << cut.shift)
+        block = cuda.blockIdx.x // cut.tiles
+        tile = cuda.blockIdx.x - block * cut.tiles
+        row = (block * THREADS >> cut.shift) + line
+        n = row // channels
+        there = n < batch
+        c = (row - n * channels) * there
+        n = n * there
+        space = threads * cut.stride
+        first = tile * RESULTS * space - cut.crop_left
+        last = first + (RESULTS * threads - 1) * cut.stride + (kernel_size - 1) * cut.dilation
+        inside = first >= 0 and last < length
+        place = first + lane * cut.stride
+        total = zero_sums()
+        for begin in range(0, kernel_size, BLOCK_TAPS):
+            partial = zero_sums()
+            for k in range(begin, min(begin + BLOCK_TAPS, kernel_size)):
+                at = place + k * cut.dilation
+                w = load_one(weight, c, 0, k, 0)
+                if inside:
+                    partial = ptx.multiply_add(partial, w, load_inside(grad_output, n, c, at, space))
+                else:
+                    dy = load_checked(grad_output, n, c, at, space)
+                    partial = ptx.multiply_add_inside(partial, w, dy, places_of(at, space), 0, length)
+            total = ptx.add(total, partial)
+        store_results(grad_input, n, c, tile * RESULTS * threads + lane, threads, total, nothing, there)
 
     return run

@@ -131,6 +131,21 @@ def load_sample(array: Any, n: Any, c: Any, l: Any, wanted: Any) -> Any:
     return _load(array, (n, c, l), wanted)
 
 
+def load_row(count: int, checked: bool) -> Callable[..., Any]:
+    """As ptx_elements.load_row."""
+
+    def load(array: Any, n: Any, c: Any, l: Any, space: Any) -> Any:
+        places = spaced(count)(l, space)
+        inside = (places >= 0) & (places < array.shape[2])
+        if not checked and not inside.all():
+            raise IndexError("a row is read beyond its ends")
+        return np.stack(
+            [load_sample(array, n, c, p * i, True) for p, i in zip(places.T, inside.T, strict=True)], axis=1
+        )
+
+    return load
+
+
 def load_weight(array: Any, part: Any, i: Any, o: Any, k: Any, wanted: Any) -> Any:
     """As ptx.load_weight."""
     return _load(array, (part, i, o, k), wanted)

@@ -63,6 +63,13 @@ def grad_input(
     plan = geometry.plan
     if grad_input.size == 0:
         return
+    if _is_depthwise(weight, groups) and grad_output.size > 0:
+        lines = grad_input.shape[0] * grad_input.shape[1]
+        cut = row_cuts.grad_input_cut(plan, geometry.crops.left, grad_input.shape[2])
+        configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
+        run = depthwise.grad_input(_full(arithmetic))
+        arrays.start(run, configuration, queue, grad_output, weight, cut, grad_input)
+        return
     layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
     packed = _packed(kept, ("grad_input", plan, groups), weight, layer, (0, 0), 1, True, queue)
     place = (-geometry.crops.left, 0, 0, grad_input.shape[2])

@@ -23,6 +23,7 @@ from .ptx_elements import (  # noqa: F401  # for the kernels
     any_of_block,
     bit,
     load_element,
+    load_row,
     load_sample,
     load_weight,
     multiply_add_where,

@@ -109,6 +109,42 @@ def load_sample(array, n, c, l, wanted):
     return value
 
 
+def load_row(count, checked):
+    """A loader of samples one space apart: load_row(array, n, c, l, space) -> tuple of array[n, c, l + j·space].
+
+    Where `checked`, the row's first sample stands in for those beyond its ends, so that nothing branches.
+    """
+
+    @intrinsic
+    def emit(typingctx, array, n, c, l, space):
+        name = NAMES.get(array.dtype)
+
+        def codegen(context, builder, signature, args):
+            places = zip(args[1:], signature.args[1:], strict=True)
+            n_, c_, l_, space_ = (context.cast(builder, value, own, types.int64) for value, own in places)
+            struct = context.make_array(array)(context, builder, value=args[0])
+            length, stride = (cgutils.unpack_tuple(builder, each)[2] for each in (struct.shape, struct.strides))
+            row = pointer(context, builder, array, args[0], n_, c_, I64(0))
+            bytes_ = builder.bitcast(row, ir.IntType(8).as_pointer())
+            first, step = builder.mul(l_, stride), builder.mul(space_, stride)
+            values = []
+            for j in range(count):
+                offset = builder.add(first, builder.mul(I64(j), step))
+                if checked:
+                    inside = builder.icmp_unsigned("<", builder.add(l_, builder.mul(I64(j), space_)), length)
+                    offset = builder.select(inside, offset, I64(0))
+                at = builder.gep(bytes_, [offset])
+                if name is None:
+                    values.append(builder.load(builder.bitcast(at, row.type)))
+                else:
+                    values.append(widened(builder, name, builder.load(builder.bitcast(at, I16.as_pointer()))))
+            return cgutils.pack_array(builder, values)
+
+        return types.UniTuple(array.dtype if name is None else types.float32, count)(array, n, c, l, space), codegen
+
+    return emit
+
+
 @cuda.jit(device=True)
 def load_weight(array, part, i, o, k, wanted):
     """array[part, i, o, k], or 0 where it is not wanted."""

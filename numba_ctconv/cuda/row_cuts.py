@@ -81,7 +81,30 @@ def forward_cut(plan: Plan, crop_left: int, rows: int, length: int) -> Cut:
     )  # fmt: skip
 
 
-def blocks_of(cut: Cut, rows: int) -> int:
+class BackCut(NamedTuple):
+    """What the kernel of grad_input is told."""
+
+    stride: int
+    dilation: int
+    crop_left: int
+    shift: int  # as in Cut
+    tiles: int
+
+    @property
+    def rows(self) -> int:
+        """Of a block."""
+        return THREADS >> self.shift
+
+
+def grad_input_cut(plan: Plan, crop_left: int, length: int) -> BackCut:
+    """For gradients of rows of a length: as few threads to a row as cover it."""
+    shift = NARROWEST_SHIFT
+    while shift < WIDEST_SHIFT and RESULTS << shift < length:
+        shift += 1
+    return BackCut(plan.stride, plan.dilation, crop_left, shift, -(-length // (RESULTS << shift)))
+
+
+def blocks_of(cut: Cut | BackCut, rows: int) -> int:
     """Blocks of a launch."""
     return -(-rows // cut.rows) * cut.tiles
 

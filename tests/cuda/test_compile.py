@@ -68,6 +68,7 @@ i = types.int64
 integers = types.Array(i, 1, "A")
 places = types.NamedUniTuple(i, len(tiles.Sizes._fields), tiles.Sizes)
 cuts = types.NamedUniTuple(i, len(tiles.WeightSizes._fields), tiles.WeightSizes)
+back = types.NamedUniTuple(i, len(row_cuts.BackCut._fields), row_cuts.BackCut)
 cut = types.NamedUniTuple(i, len(row_cuts.Cut._fields), row_cuts.Cut)
 for own in arithmetic.ALL:
     kind = getattr(types, own.name.replace("tf32", "float32"))
@@ -76,6 +77,7 @@ for own in arithmetic.ALL:
     keep(f"pack {own.name}", packing.pack(own), a, integers, *[i] * 11, panels)
     if own.name != "tf32":
         keep(f"depthwise forward {own.name}", depthwise.forward(own), a, a, bias, integers, cut, a)
+        keep(f"depthwise grad_input {own.name}", depthwise.grad_input(own), a, a, back, a)
         keep(f"add_parts {own.name}", weight_product.add_parts, types.Array(word, 4, "A"), a)
     for rows, shapes in tile.tiles_of(own).items():
         for each in shapes:

@@ -33,6 +33,22 @@ def forward(problem, operands, **options):
     return ENGINE.download(out)
 
 
+def gradient(problem, operands, **options):
+    """Of the input."""
+    x, w, _, dy = (None if a is None else ENGINE.upload(a) for a in operands)
+    out = nc.Gradients(ENGINE.upload(np.full(operands[0].shape, np.nan, operands[0].dtype)), None, None)
+    nc.conv_transpose1d_backward(
+        dy, x, w, **problem.backward_parameters, algorithm="tiled", needs=("input",), out=out, **options
+    )
+    return ENGINE.download(out.input)
+
+
+def exact_gradient(problem, operands):
+    x, w, _, dy = wide(operands)
+    keywords = {name: value for name, value in problem.parameters.items() if name != "output_padding"}
+    return reference.conv_transpose1d_backward(dy, x, w, **keywords)[0]
+
+
 def wide(operands):
     return [None if a is None else a.astype(np.promote_types(a.dtype, np.float32)) for a in operands]
 
@@ -63,6 +79,13 @@ def test_forward_equals_the_definition(problem, dtype):
     same_bits(forward(problem, operands), reference.conv_transpose1d(*wide(operands)[:3], **problem.forward_parameters))
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(depthwise_problems(), st.sampled_from(DTYPES))
+def test_grad_input_equals_the_definition(problem, dtype):
+    operands = problem.operands(dtype)
+    same_bits(gradient(problem, operands), exact_gradient(problem, operands))
+
+
 LARGE = {
     "several tiles": Problem("tiles", 1, 2, 2, 5000, 5, stride=2, padding=3, output_padding=1, groups=2),
     "several passes": Problem("passes", 2, 1, 1, 9000, 3, stride=1, padding=1),
@@ -84,26 +107,41 @@ def test_large_problems_equal_the_definition(monkeypatch, problem, dtype, enough
     same_bits(forward(problem, operands), reference.conv_transpose1d(*wide(operands)[:3], **problem.forward_parameters))
 
 
+@large
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_large_gradients_equal_the_definition(problem, dtype):
+    operands = problem.operands(dtype)
+    same_bits(gradient(problem, operands), exact_gradient(problem, operands))
+
+
 def test_bits_depend_on_neither_batch_nor_length_nor_precision():
     problem = Problem("bits", 3, 2, 2, 3000, 90, stride=2, padding=(10, 10), groups=2)
     x, w, b, dy = (a.astype(np.float32) for a in problem.operands(exact=False))
     whole = forward(problem, (x, w, b, dy))
     np.testing.assert_array_equal(forward(problem, (x, w, b, dy), precision="tf32"), whole)
+    back = gradient(problem, (x, w, b, dy))
+    np.testing.assert_array_equal(gradient(problem, (x, w, b, dy), precision="tf32"), back)
     part = Problem("part", 1, 2, 2, 300, 90, stride=2, padding=(88, 88), groups=2)  # what 300 samples alone decide
     first = 1234
     cut = x[1:2, :, first : first + 300].copy()
     own = forward(part, (cut, w, b, np.empty((1, 2, part.output_length), np.float32)))
     begin = 2 * first + 88 - 10
     np.testing.assert_array_equal(own, whole[1:2, :, begin : begin + own.shape[2]])
+    given = dy[1:2, :, begin : begin + own.shape[2]].copy()  # reaches all but the samples at the ends
+    own = gradient(part, (cut, w, b, given))
+    np.testing.assert_array_equal(own[:, :, 44:-44], back[1:2, :, first + 44 : first + 256])
 
 
 @pytest.mark.parametrize("bad", [np.inf, np.nan])
-@pytest.mark.parametrize("where", ["weight", "input"])
+@pytest.mark.parametrize("where", ["weight", "input", "grad_output"])
 def test_what_is_not_finite_reaches_what_it_should(where, bad):
     problem = Problem("bad", 2, 3, 3, 30, 7, stride=3, padding=(-4, 2), groups=3, dilation=2)
     operands = problem.operands()
     array = getattr(operands, where)
     array[1, 0, 5] = array[0, 0, 0] = bad
+    exact = exact_gradient(problem, operands)
+    assert np.isfinite(exact).any()
+    same_bits(gradient(problem, operands), exact)
     same_bits(forward(problem, operands), reference.conv_transpose1d(*operands[:3], **problem.forward_parameters))
 
 
@@ -146,6 +184,22 @@ def test_every_output_is_computed_once_and_within_memory(layer, crop, count, len
         assert cut.fewest_taps <= table[2, r] <= cut.most_taps
     last = (cut.crop_phase + cut.step - 1) // layer.stride + (cut.passes * row_cuts.RESULTS - 1) * cut.space
     assert last + cut.reach < cut.samples
+
+
+@given(plans, st.integers(-50, 50), st.integers(1, 40), st.integers(1, 5000))
+def test_every_gradient_is_computed_once(layer, crop, count, length):
+    cut = row_cuts.grad_input_cut(layer, crop, length)
+    threads = row_cuts.THREADS // cut.rows
+    blocks = row_cuts.blocks_of(cut, count)
+    assert count <= blocks // cut.tiles * cut.rows < count + cut.rows
+    # tile, place in the pass and lane, as in depthwise.grad_input
+    first = (
+        np.arange(cut.tiles)[:, None, None] * row_cuts.RESULTS * threads
+        + np.arange(row_cuts.RESULTS)[:, None] * threads
+    )
+    found = np.sort((first + np.arange(threads)).ravel())
+    np.testing.assert_array_equal(found, np.arange(found.size))
+    assert found.size >= length > found.size - row_cuts.RESULTS * threads
 
 
 def test_long_rows_are_taken_by_few_threads_in_several_passes():
