@@ -20,7 +20,7 @@ KERNEL_STEMS = {
     "weight_product",
     "multiply",
 }
-OTHERS = {pathlib.Path("cuda/packing.py"), pathlib.Path("cuda/words.py")}  # the CPU has others of the first name
+OTHERS = {pathlib.Path("cuda", name) for name in ("packing.py", "words.py", "depthwise.py")}  # the CPU has others
 KERNELS = [path for path in FILES if path.stem in KERNEL_STEMS or path in OTHERS]
 
 # Each file of the core, from the bottom up: it imports nothing that stands further down in this list.

@@ -32,9 +32,9 @@ from .arrays import start as _launch
 class CudaEngine:
     """dispatch.Engine on device arrays; "auto" is "gather", whose bits don't depend on the run.
 
-    gather and scatter compute in full float32, also where "tf32" is allowed; "tiled" then rounds to tf32, and a GPU
-    older than its instructions gathers instead. "tiled", the fast path, was run on an emulator and compiled, but not
-    yet on a GPU: it is taken where it is named.
+    gather and scatter compute in full float32, also where "tf32" is allowed; "tiled" then rounds to tf32, but for
+    depthwise layers, and a GPU older than its instructions gathers instead. "tiled", the fast path, was run on an
+    emulator and compiled, but not yet on a GPU: it is taken where it is named.
     """
 
     algorithms: tuple[Algorithm, ...] = ("auto", "tiled", "gather", "scatter")

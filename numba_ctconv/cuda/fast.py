@@ -1,16 +1,16 @@
 """The fast path of the CUDA engine: packs what the tiled kernels take, finds them memory and queues them.
 
 Which kernels serve a layer, and in which order they sum, is decided by the layer alone. Every buffer comes from the
-pool of the library that the caller's arrays come from; packed weights that a layer keeps carry an event, so that work
-on another stream waits for the packing and the host for nothing.
+pool of the library that the caller's arrays come from; packed weights that a layer keeps carry an event until it is
+reached, so that work on another stream waits for the packing, and the host for nothing.
 """
 
 import functools
 from typing import Any, NamedTuple
 
 from ..geometry import Geometry, families
-from . import arrays, fill, packing, producers, product, tiles, weight_product
-from .arithmetic import Arithmetic
+from . import arrays, captures, depthwise, fill, packing, producers, product, row_cuts, tiles, weight_product
+from .arithmetic import FLOAT32, Arithmetic
 from .arrays import Queue
 from .launch import Configuration, thread_each
 from .tile import tiles_of
@@ -24,7 +24,7 @@ class Packed(NamedTuple):
 
     panels: Any
     table: Any  # the phases of its rows and their first taps
-    ready: Any  # when the panels are there
+    ready: Any  # an event after which the panels are there; None where they are
 
 
 def forward(
@@ -34,6 +34,13 @@ def forward(
     """Forward, one product for each family of phases."""
     plan, crop = geometry.plan, geometry.crops.left
     if output.size == 0:
+        return
+    if _is_depthwise(weight, groups) and row_cuts.fits(plan):
+        lines = output.shape[0] * output.shape[1]
+        cut = row_cuts.forward_cut(plan, crop, lines, output.shape[2])
+        configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
+        operands = (input, weight, bias, _table(row_cuts.phase_table(plan), queue.device), cut)
+        arrays.start(depthwise.forward(_full(arithmetic)), configuration, queue, *operands, output)
         return
     if any(family.taps == 0 for family in families(plan)):  # phases that hold the bias alone
         arrays.start(fill.fill, thread_each(output.size), queue, bias, output)
@@ -55,6 +62,13 @@ def grad_input(
     """The input gradient, one product."""
     plan = geometry.plan
     if grad_input.size == 0:
+        return
+    if _is_depthwise(weight, groups) and grad_output.size > 0:
+        lines = grad_input.shape[0] * grad_input.shape[1]
+        cut = row_cuts.grad_input_cut(plan, geometry.crops.left, grad_input.shape[2])
+        configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
+        run = depthwise.grad_input(_full(arithmetic))
+        arrays.start(run, configuration, queue, grad_output, weight, cut, grad_input)
         return
     layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
     packed = _packed(kept, ("grad_input", plan, groups), weight, layer, (0, 0), 1, True, queue)
@@ -87,17 +101,30 @@ def grad_weight(
         arrays.start(weight_product.add_parts, adding, queue, target, grad_weight)
 
 
+def _is_depthwise(weight: Any, groups: int) -> bool:
+    """Whether each output channel meets one input channel, and the other way round."""
+    return bool(weight.shape[0] == groups and weight.shape[1] == 1)
+
+
+def _full(arithmetic: Arithmetic) -> Arithmetic:
+    """That of depthwise layers, whose few products gain nothing from tensor cores."""
+    return FLOAT32 if arithmetic.name == "tf32" else arithmetic
+
+
 def _packed(
     kept: Kept | None, key: Any, weight: Any, layer: Layer, table: tuple[int, ...], tap_step: int, by_input: bool,
     queue: Queue,
 ) -> Packed:  # fmt: skip
-    """The packed weight: the layer's, packed at its first use on a GPU, or the call's."""
+    """The packed weight: the layer's, packed at its first use on a GPU outside a graph, or the call's."""
     key = (key, layer.arithmetic, queue.device)
     own: Packed | None = None if kept is None else kept.get(key)
-    if own is not None:
-        arrays.after(own.ready, queue)
+    if kept is not None and own is not None:
+        if own.ready is not None and captures.order(own.ready, queue):
+            kept[key] = own = own._replace(ready=None)
         producers.keep(own.panels, queue)
         return own
+    if captures.capturing(queue):  # the panels are there when the graph runs, and only then
+        kept = None
     panels = producers.workspace(layer.packed, layer.arithmetic.word, weight, queue)
     view, phases = arrays.reshaped(panels, (layer.packed,)), _table(table, queue.device)
     configuration = Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS)

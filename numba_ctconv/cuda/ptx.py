@@ -23,12 +23,14 @@ from .ptx_elements import (  # noqa: F401  # for the kernels
     any_of_block,
     bit,
     load_element,
+    load_row,
     load_sample,
     load_weight,
     multiply_add_where,
     pointer,
     store_element,
     store_sample,
+    store_spaced,
     store_weight,
 )
 
@@ -132,6 +134,41 @@ def load_steps(steps):
         return types.UniTuple(array.dtype, len(steps))(array, index), codegen
 
     return emit
+
+
+def spaced(count):
+    """A maker of numbers that lie one space apart: spaced(index, space) -> tuple."""
+
+    @intrinsic
+    def emit(typingctx, index, space):
+        def codegen(context, builder, signature, args):
+            return cgutils.pack_array(builder, _steps(context, builder, count, signature, args))
+
+        return types.UniTuple(types.int64, count)(index, space), codegen
+
+    return emit
+
+
+def load_spaced(count):
+    """A loader of elements that lie one space apart: load_spaced(array, index, space) -> tuple."""
+
+    @intrinsic
+    def emit(typingctx, array, index, space):
+        def codegen(context, builder, signature, args):
+            at = _steps(context, builder, count, types.void(index, space), args[1:])
+            values = [builder.load(pointer(context, builder, array, args[0], each)) for each in at]
+            return cgutils.pack_array(builder, values)
+
+        return types.UniTuple(array.dtype, count)(array, index, space), codegen
+
+    return emit
+
+
+def _steps(context, builder, count, signature, args):
+    index, space = (
+        context.cast(builder, value, own, types.int64) for value, own in zip(args, signature.args, strict=True)
+    )
+    return [builder.add(index, builder.mul(I64(k), space)) for k in range(count)]
 
 
 @intrinsic

@@ -72,18 +72,23 @@ def element(typingctx, array, indices):
 @intrinsic
 def put(typingctx, array, indices, value):
     """array[indices] = value, rounded to a half where the array holds halves."""
-    name = NAMES.get(array.dtype)
+    own = types.float32 if array.dtype in NAMES else array.dtype
 
     def codegen(context, builder, signature, args):
-        at = pointer(context, builder, array, args[0], *_cast(context, builder, indices, args[1]))
-        if name is None:
-            builder.store(context.cast(builder, args[2], value, array.dtype), at)
-        else:
-            half = assembly(builder, I16, f"cvt.rn.{name}.f32 $0, $1;", "=h,f", [args[2]])
-            builder.store(half, builder.bitcast(at, I16.as_pointer()))
+        at = _cast(context, builder, indices, args[1])
+        _put(context, builder, array, args[0], at, context.cast(builder, args[2], value, own))
         return context.get_dummy_value()
 
     return types.void(array, indices, value), codegen
+
+
+def _put(context, builder, kind, array, indices, value):
+    name = NAMES.get(kind.dtype)
+    at = pointer(context, builder, kind, array, *indices)
+    if name is not None:
+        value = assembly(builder, I16, f"cvt.rn.{name}.f32 $0, $1;", "=h,f", [value])
+        at = builder.bitcast(at, I16.as_pointer())
+    builder.store(value, at)
 
 
 @cuda.jit(device=True)
@@ -102,6 +107,42 @@ def load_sample(array, n, c, l, wanted):
     if wanted:
         value = element(array, (n, c, l))
     return value
+
+
+def load_row(count, checked):
+    """A loader of samples one space apart: load_row(array, n, c, l, space) -> tuple of array[n, c, l + j·space].
+
+    Where `checked`, the row's first sample stands in for those beyond its ends, so that nothing branches.
+    """
+
+    @intrinsic
+    def emit(typingctx, array, n, c, l, space):
+        name = NAMES.get(array.dtype)
+
+        def codegen(context, builder, signature, args):
+            places = zip(args[1:], signature.args[1:], strict=True)
+            n_, c_, l_, space_ = (context.cast(builder, value, own, types.int64) for value, own in places)
+            struct = context.make_array(array)(context, builder, value=args[0])
+            length, stride = (cgutils.unpack_tuple(builder, each)[2] for each in (struct.shape, struct.strides))
+            row = pointer(context, builder, array, args[0], n_, c_, I64(0))
+            bytes_ = builder.bitcast(row, ir.IntType(8).as_pointer())
+            first, step = builder.mul(l_, stride), builder.mul(space_, stride)
+            values = []
+            for j in range(count):
+                offset = builder.add(first, builder.mul(I64(j), step))
+                if checked:
+                    inside = builder.icmp_unsigned("<", builder.add(l_, builder.mul(I64(j), space_)), length)
+                    offset = builder.select(inside, offset, I64(0))
+                at = builder.gep(bytes_, [offset])
+                if name is None:
+                    values.append(builder.load(builder.bitcast(at, row.type)))
+                else:
+                    values.append(widened(builder, name, builder.load(builder.bitcast(at, I16.as_pointer()))))
+            return cgutils.pack_array(builder, values)
+
+        return types.UniTuple(array.dtype if name is None else types.float32, count)(array, n, c, l, space), codegen
+
+    return emit
 
 
 @cuda.jit(device=True)
@@ -125,6 +166,30 @@ def store_sample(array, n, c, l, value, wanted):
     """array[n, c, l] = value where wanted."""
     if wanted:
         put(array, (n, c, l), value)
+
+
+def store_spaced(count):
+    """A store of results one space apart: store_spaced(array, n, c, l, space, sums, added, wanted).
+
+    array[n, c, l + j·space] = sums[j] + added where that is wanted, and for as many j as the array is long.
+    """
+
+    @intrinsic
+    def emit(typingctx, array, n, c, l, space, sums, added, wanted):
+        def codegen(context, builder, signature, args):
+            places = zip(args[1:5], signature.args[1:5], strict=True)
+            n_, c_, l_, space_ = (context.cast(builder, value, own, types.int64) for value, own in places)
+            length = cgutils.unpack_tuple(builder, context.make_array(array)(context, builder, value=args[0]).shape)[2]
+            for j, value in enumerate(cgutils.unpack_tuple(builder, args[5])):
+                at = builder.add(l_, builder.mul(I64(j), space_))
+                inside = builder.and_(bit(builder, args[7]), builder.icmp_signed("<", at, length))
+                with builder.if_then(inside):
+                    _put(context, builder, array, args[0], [n_, c_, at], builder.fadd(value, args[6]))
+            return context.get_dummy_value()
+
+        return types.void(array, n, c, l, space, sums, added, wanted), codegen
+
+    return emit
 
 
 @cuda.jit(device=True)

@@ -1,12 +1,39 @@
 """What the CUDA tests share: the real GPU where there is one, else Numba's simulator on launches it can carry."""
 
+import functools
 import os
 import sys
 import threading
 
 import pytest
 
+import numba_ctconv as nc
+
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"  # set by the conftest above, which looks for a GPU
+
+
+@pytest.fixture
+def operands(request):
+    """Those of the module's PROBLEM."""
+    return request.module.PROBLEM.operands()
+
+
+@pytest.fixture
+def forward(request):
+    """Forward with the parameters of the module's PROBLEM: forward(x, w, b, **options)."""
+    return functools.partial(nc.conv_transpose1d, **request.module.PROBLEM.forward_parameters)
+
+
+@pytest.fixture
+def backward(request):
+    """The gradients likewise: backward(dy, x, w, **options)."""
+    return functools.partial(nc.conv_transpose1d_backward, **request.module.PROBLEM.backward_parameters)
+
+
+@pytest.fixture
+def expected(forward, operands):
+    """The module's PROBLEM as the CPU computes it."""
+    return forward(*operands[:3])
 
 
 @pytest.fixture(autouse=True)

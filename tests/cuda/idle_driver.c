@@ -13,15 +13,24 @@
 
 typedef void *handle;
 typedef uint64_t pointer;
-enum { SUCCESS = 0, INVALID_CONTEXT = 201, NOT_FOUND = 500, CAPTURE_UNSUPPORTED = 900, CAPTURE_ISOLATION = 905 };
+enum {
+    SUCCESS = 0, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, CAPTURE_UNSUPPORTED = 900,
+    CAPTURE_ISOLATION = 905, CAPTURED_EVENT = 907
+};
+enum { RELAXED = 2 };
+
+typedef struct { double at; int captured; } event;
 
 static handle primary = (handle)0x1000;
 static uintptr_t handles = 0x2000;
-static int capturing;
+static int capturing;           /* whether some stream is */
+static int captured_mode;       /* of that capture */
+static __thread int mode;       /* of the calling thread */
 static __thread handle contexts[64];
 static __thread int depth;
 
 long idle_launches, idle_allocations, idle_waits; /* what the tests read */
+long idle_pending;                                /* what they write: no event is reached until it is waited for */
 
 static int make(handle *made) { *made = (handle)(handles += 16); return SUCCESS; }
 
@@ -78,19 +87,41 @@ int cuPointerGetAttribute(int *value, int attribute, pointer memory) { *value = 
 int cuStreamCreate(handle *stream, unsigned flags) { return make(stream); }
 int cuStreamGetCtx(handle stream, handle *context) { *context = primary; return SUCCESS; }
 int cuStreamSynchronize(handle stream) { idle_waits++; return capturing ? CAPTURE_UNSUPPORTED : SUCCESS; }
-int cuStreamWaitEvent(handle stream, handle event, unsigned flags) { return capturing ? CAPTURE_ISOLATION : SUCCESS; }
-int cuStreamBeginCapture_v2(handle stream, int mode) { capturing = 1; return SUCCESS; }
+int cuStreamWaitEvent(handle stream, event *e, unsigned flags) {
+    return e->captured == capturing ? SUCCESS : capturing ? CAPTURE_ISOLATION : CAPTURED_EVENT;
+}
+int cuStreamBeginCapture_v2(handle stream, int chosen) { capturing = 1; captured_mode = chosen; return SUCCESS; }
 int cuStreamEndCapture(handle stream, handle *graph) { capturing = 0; return make(graph); }
-int cuGraphInstantiateWithFlags(handle *executable, handle graph, uint64_t flags) { return make(executable); }
-int cuEventCreate(double **event, unsigned flags) { *event = calloc(1, sizeof(double)); return SUCCESS; }
-int cuEventDestroy_v2(double *event) { free(event); return SUCCESS; }
-int cuEventRecord(double *event, handle stream) {
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    *event = now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+int cuStreamIsCapturing(handle stream, int *status) { *status = capturing; return SUCCESS; }
+int cuThreadExchangeStreamCaptureMode(int *exchanged) {
+    int before = mode;
+    mode = *exchanged;
+    *exchanged = before;
     return SUCCESS;
 }
-int cuEventElapsedTime_v2(float *milliseconds, double *begin, double *end) { *milliseconds = *end - *begin; return SUCCESS; }
+static int forbidden(event *e) { /* to ask for it */
+    return e->captured ? CAPTURED_EVENT : capturing && captured_mode != RELAXED && mode != RELAXED ? CAPTURE_UNSUPPORTED : SUCCESS;
+}
+int cuEventQuery(event *e) { return forbidden(e) ? forbidden(e) : idle_pending ? NOT_READY : SUCCESS; }
+int cuEventSynchronize(event *e) {
+    idle_waits++;
+    if (!forbidden(e)) idle_pending = 0;
+    return forbidden(e);
+}
+int cuGraphInstantiateWithFlags(handle *executable, handle graph, uint64_t flags) { return make(executable); }
+int cuEventCreate(event **e, unsigned flags) { *e = calloc(1, sizeof(event)); return SUCCESS; }
+int cuEventDestroy_v2(event *e) { free(e); return SUCCESS; }
+int cuEventRecord(event *e, handle stream) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    e->at = now.tv_sec * 1e3 + now.tv_nsec / 1e6;
+    e->captured = capturing;
+    return SUCCESS;
+}
+int cuEventElapsedTime_v2(float *milliseconds, event *begin, event *end) {
+    *milliseconds = end->at - begin->at;
+    return SUCCESS;
+}
 
 /* code */
 int cuLibraryLoadData(handle *library, void *code, void *a, void *b, unsigned c, void *d, void *e, unsigned f) {

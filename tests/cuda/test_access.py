@@ -19,22 +19,8 @@ PROBLEM = Problem("access", 2, 3, 4, 5, 4, stride=2, padding=1)
 simulated = pytest.mark.skipif(not arrays.SIMULATED, reason="its arrays lie in host memory")
 
 
-def forward(x, w, b, **options):
-    return nc.conv_transpose1d(x, w, b, **PROBLEM.forward_parameters, **options)
-
-
 def on_device(operands):
     return [cuda.to_device(array) for array in operands]
-
-
-@pytest.fixture
-def operands():
-    return PROBLEM.operands()
-
-
-@pytest.fixture
-def expected(operands):
-    return forward(*operands[:3])  # on the CPU
 
 
 @pytest.fixture
@@ -92,7 +78,7 @@ versions = pytest.mark.parametrize("newest", newest_versions(), ids=str)
     ],
     ids=["contiguous", "transposed", "sliced", "reversed"],
 )
-def test_dlpack_alone_is_enough(operands, expected, newest, layout):
+def test_dlpack_alone_is_enough(forward, operands, expected, newest, layout):
     x, w, b = (Exporting(layout(a), newest=newest) for a in operands[:3])
     result = forward(x, w, b)
     assert type(result) is type(cuda.device_array(1))
@@ -101,14 +87,14 @@ def test_dlpack_alone_is_enough(operands, expected, newest, layout):
 
 @simulated
 @versions
-def test_dlpack_says_where_out_is(operands, expected, newest):
+def test_dlpack_says_where_out_is(forward, operands, expected, newest):
     out = Exporting(np.full_like(expected, np.nan), newest=newest)
     assert forward(*on_device(operands[:3]), out=out) is out
     np.testing.assert_array_equal(out.host, expected)
 
 
 @simulated
-def test_a_producer_orders_its_work_before_the_launch_stream(operands, monkeypatch):
+def test_a_producer_orders_its_work_before_the_launch_stream(forward, operands, monkeypatch):
     monkeypatch.setattr(arrays, "stream_of", lambda _: 0)
     x, w, b = (Exporting(a) for a in operands[:3])
     forward(x, w, b)
@@ -119,7 +105,7 @@ def test_a_producer_orders_its_work_before_the_launch_stream(operands, monkeypat
 
 @simulated
 @pytest.mark.skipif((1, 0) not in newest_versions(), reason="NumPy exports no read-only arrays")
-def test_dlpack_says_what_is_read_only(operands, expected):
+def test_dlpack_says_what_is_read_only(forward, operands, expected):
     frozen = [a.copy() for a in (*operands[:3], expected)]
     for array in frozen:
         array.flags.writeable = False
@@ -130,7 +116,7 @@ def test_dlpack_says_what_is_read_only(operands, expected):
 
 
 @simulated
-def test_memory_is_kept_by_the_capsule(operands):
+def test_memory_is_kept_by_the_capsule(forward, operands):
     class Copying(Exporting):
         """A library that exports a copy, which lives as long as its capsule."""
 
@@ -146,7 +132,7 @@ def test_memory_is_kept_by_the_capsule(operands):
 
 
 @pytest.mark.parametrize("where", [(1, 0), (3, 0), (10, 0)], ids=["host", "pinned", "another accelerator"])
-def test_dlpack_of_other_memory_is_no_device_array(operands, where):
+def test_dlpack_of_other_memory_is_no_device_array(forward, operands, where):
     x, w, b, _ = operands
     with pytest.raises(TypeError, match="`input` must be a NumPy array or a CUDA device array; got"):
         forward(Exporting(x, where), Exporting(w), Exporting(b))
@@ -154,7 +140,7 @@ def test_dlpack_of_other_memory_is_no_device_array(operands, where):
 
 @simulated
 @pytest.mark.parametrize("dtype", [np.int32, np.uint8, np.complex64])
-def test_dlpack_of_other_dtypes_is_refused(operands, dtype):
+def test_dlpack_of_other_dtypes_is_refused(forward, operands, dtype):
     x, w, b, _ = operands
     with pytest.raises(TypeError, match=f"array in native byte order; got dtype {np.dtype(dtype)}"):
         forward(Exporting(x), Exporting(w.astype(dtype)), Exporting(b))
@@ -171,7 +157,7 @@ def test_the_dtypes_of_dlpack():
 
 
 @simulated
-def test_what_a_library_does_not_export_is_refused(operands):
+def test_what_a_library_does_not_export_is_refused(forward, operands):
     class Hiding(Exporting):
         def __dlpack__(self, **_):
             raise BufferError("conjugated")
@@ -193,7 +179,7 @@ class Interface:
     """An array of an unknown library, by version 2 of the interface: no stream, no strides."""
 
     def __init__(self, host):
-        self.memory = cuda.to_device(host)
+        self.memory = ENGINE.upload(host)
         address = arrays.memory_of(self.memory).address
         self.__cuda_array_interface__ = {
             "version": 2, "shape": host.shape, "typestr": host.dtype.str, "data": (address, False)
@@ -204,14 +190,14 @@ class Interface:
 def test_halves_are_taken_from_numba_and_by_the_interface(operands, place):
     dtype = halves()[place]
     given = [a.astype(dtype) for a in operands[:3]]
-    for kind in (cuda.to_device, Interface):
+    for kind in (ENGINE.upload, Interface):
         views = ENGINE.operands(dict(zip(("input", "weight", "bias"), map(kind, given), strict=True)))
         for view, host in zip(views.values(), given, strict=True):
             assert view.dtype == dtype
             assert view.dtype.name == dtype.name
             assert view.shape == host.shape
             assert view.strides == host.strides
-    result = ENGINE.empty((2, 3), ENGINE.operands({"input": cuda.to_device(given[0])})["input"].dtype, given[0],
+    result = ENGINE.empty((2, 3), ENGINE.operands({"input": ENGINE.upload(given[0])})["input"].dtype, given[0],
                           arrays.Queue(0, 0))  # fmt: skip
     assert result.dtype == dtype
 
@@ -228,7 +214,7 @@ def test_a_layer_on_cuda_holds_halves(place):
             np.testing.assert_array_equal(array, state[name])
     layer.weight = 2 * state["weight"]
     np.testing.assert_array_equal(ENGINE.download(layer.weight), 2 * state["weight"])
-    layer.weight = cuda.to_device(state["weight"])
+    layer.weight = ENGINE.upload(state["weight"])
     np.testing.assert_array_equal(ENGINE.download(layer.weight), state["weight"])
     with pytest.raises(TypeError, match=f"`bias` must be of the layer's dtype {dtype}"):
         layer.bias = np.zeros(4, np.float32)
@@ -243,11 +229,11 @@ def test_a_layer_on_the_cpu_holds_none():
         nc.ConvTranspose1d.from_state_dict({"weight": np.zeros((3, 4, 4), np.float16)})
 
 
-def test_halves_are_not_mixed(operands):
+def test_halves_are_not_mixed(forward, operands):
     half, brain = halves()
-    x, w, b = (cuda.to_device(a.astype(half)) for a in operands[:3])
+    x, w, b = (ENGINE.upload(a.astype(half)) for a in operands[:3])
     with pytest.raises(TypeError, match="`weight` must have the dtype of `input`, float16; got bfloat16"):
-        forward(x, cuda.to_device(operands[1].astype(brain)), b)
+        forward(x, ENGINE.upload(operands[1].astype(brain)), b)
     with pytest.raises(TypeError, match="`weight` must have the dtype of `input`, float32; got float16"):
         forward(cuda.to_device(operands[0]), w, b)
 
@@ -275,7 +261,7 @@ def test_results_in_bfloat16_need_a_dtype_or_an_out(monkeypatch):
         ({"dtype": "torch.float8_e5m2"}, "`input` must be a float16, .* array in native byte order; got dtype"),
     ],
 )
-def test_refuses_tensors_of_torch_that_attributes_do_not_tell(operands, monkeypatch, attributes, said):
+def test_refuses_tensors_of_torch_that_attributes_do_not_tell(forward, operands, monkeypatch, attributes, said):
     tensor = SimpleNamespace(
         is_cuda=True, requires_grad=False, layout="strided", dtype="torch.float32", shape=(2, 3, 5),
         device=SimpleNamespace(index=0), is_neg=lambda: False, stride=lambda: (15, 5, 1), data_ptr=lambda: 64,
@@ -287,14 +273,14 @@ def test_refuses_tensors_of_torch_that_attributes_do_not_tell(operands, monkeypa
 
 
 @pytest.mark.usefixtures("no_work")
-def test_refuses_a_stream_of_another_context_before_it_waits_for_any(operands, monkeypatch):
+def test_refuses_a_stream_of_another_context_before_it_waits_for_any(forward, operands, monkeypatch):
     monkeypatch.setattr(arrays, "belongs", lambda _: False)
     monkeypatch.setattr(arrays, "wait", lambda *_: pytest.fail("waited"))
     with pytest.raises(ValueError, match="`stream` must be a stream of device 0, where the arrays are"):
         forward(*on_device(operands[:3]), stream=96)
 
 
-def test_after_refusals_the_next_call_works(operands, expected):
+def test_after_refusals_the_next_call_works(forward, operands, expected):
     x, w, b = on_device(operands[:3])
     out = cuda.to_device(np.full_like(expected, np.nan))
     refused = [
@@ -332,7 +318,7 @@ def full(monkeypatch):
     return run_out
 
 
-def test_memory_that_runs_out_is_named_and_the_next_call_works(operands, expected, full):
+def test_memory_that_runs_out_is_named_and_the_next_call_works(forward, operands, expected, full):
     x, w, b = on_device(operands[:3])
     again = full(0)
     with pytest.raises(MemoryError, match=rf"an array of {expected.nbytes} bytes .* on device 0: .*OUT_OF_MEMORY"):
@@ -342,16 +328,16 @@ def test_memory_that_runs_out_is_named_and_the_next_call_works(operands, expecte
 
 
 @pytest.mark.parametrize("fit", [0, 1])
-def test_no_gradient_is_begun_where_not_all_of_them_fit(operands, full, fit):
+def test_no_gradient_is_begun_where_not_all_of_them_fit(backward, operands, full, fit):
     x, w, _, dy = on_device(operands)
     begun = cuda.to_device(np.full(4, np.nan, np.float32))
     full(fit)
     with pytest.raises(MemoryError, match="does not fit on device 0"):
-        nc.conv_transpose1d_backward(dy, x, w, **PROBLEM.backward_parameters, out=nc.Gradients(None, None, begun))
+        backward(dy, x, w, out=nc.Gradients(None, None, begun))
     assert np.isnan(begun.copy_to_host()).all()
 
 
-def test_other_errors_of_the_driver_stay_what_they_are(monkeypatch, operands):
+def test_other_errors_of_the_driver_stay_what_they_are(forward, monkeypatch, operands):
     def fail(*_given, **_options):
         raise arrays.DriverError(700, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
@@ -364,7 +350,7 @@ def test_other_errors_of_the_driver_stay_what_they_are(monkeypatch, operands):
 # --- a call that a graph can hold -------------------------------------------------------------------------------------
 
 
-def test_a_call_with_out_allocates_and_waits_for_nothing(operands, monkeypatch):
+def test_a_call_with_out_allocates_and_waits_for_nothing(forward, backward, operands, monkeypatch):
     """What a GPU shows by capturing the call (test_gpu.py): here, nothing asks for memory or waits."""
     x, w, b, dy = on_device(operands)
     layer = nc.ConvTranspose1d.from_state_dict(
@@ -377,6 +363,6 @@ def test_a_call_with_out_allocates_and_waits_for_nothing(operands, monkeypatch):
         monkeypatch.setattr(cuda, name, lambda *_, name=name, **__: pytest.fail(name))
     for algorithm in ("gather", "scatter"):
         forward(x, w, b, out=out, algorithm=algorithm)
-        nc.conv_transpose1d_backward(dy, x, w, **PROBLEM.backward_parameters, out=gradients, algorithm=algorithm)
+        backward(dy, x, w, out=gradients, algorithm=algorithm)
     layer(x, out=out)
     layer.backward(dy, x, out=gradients)

@@ -12,7 +12,6 @@ import pytest
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 from numba import cuda
 
-import numba_ctconv as nc
 from numba_ctconv.benchmark.workloads import Problem
 from numba_ctconv.cuda import ENGINE, arrays, producers
 
@@ -50,34 +49,20 @@ def strided(host):
     }
 
 
-def forward(x, w, b, **options):
-    return nc.conv_transpose1d(x, w, b, **PROBLEM.forward_parameters, **options)
-
-
-@pytest.fixture
-def operands():
-    return PROBLEM.operands()
-
-
-@pytest.fixture
-def expected(operands):
-    return forward(*operands[:3])  # on the CPU
-
-
 # --- views ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("layout", ["sliced", "negative", "transposed"])
-def test_any_strides(operands, expected, layout):
+def test_any_strides(forward, backward, operands, expected, layout):
     x, w, b, dy = (Foreign(*strided(a)[layout], read_only=True) for a in operands)
     np.testing.assert_array_equal(forward(x, w, b).copy_to_host(), expected)
-    gradients = nc.conv_transpose1d_backward(dy, x, w, **PROBLEM.backward_parameters)
-    on_host = nc.conv_transpose1d_backward(operands[3], *operands[:2], **PROBLEM.backward_parameters)
+    gradients = backward(dy, x, w)
+    on_host = backward(operands[3], *operands[:2])
     for gradient, exact in zip(gradients, on_host, strict=True):
         np.testing.assert_array_equal(gradient.copy_to_host(), exact)
 
 
-def test_strides_of_zero(operands):
+def test_strides_of_zero(forward, operands):
     _, w, b, _ = operands
     row = np.arange(5, dtype=np.float32)
     x = np.broadcast_to(row, (2, 3, 5))
@@ -86,7 +71,7 @@ def test_strides_of_zero(operands):
     np.testing.assert_array_equal(device.copy_to_host(), forward(x, w, np.full_like(b, 2)))
 
 
-def test_unbatched_and_strided(operands):
+def test_unbatched_and_strided(forward, operands):
     x, w, b, _ = operands
     base, part = strided(x[0])["sliced"]
     result = forward(Foreign(base, part), Foreign(w), Foreign(b))
@@ -95,7 +80,7 @@ def test_unbatched_and_strided(operands):
 
 @pytest.mark.parametrize("layout", ["sliced", "negative", "transposed"])
 @pytest.mark.parametrize("algorithm", ["gather", "scatter"])
-def test_a_strided_out_is_written_where_it_is_and_nowhere_else(operands, expected, layout, algorithm):
+def test_a_strided_out_is_written_where_it_is_and_nowhere_else(forward, operands, expected, layout, algorithm):
     x, w, b, _ = operands
     base, part = strided(np.full_like(expected, np.nan))[layout]
     out = Foreign(base, part)
@@ -104,10 +89,10 @@ def test_a_strided_out_is_written_where_it_is_and_nowhere_else(operands, expecte
     assert np.isnan(out.memory.copy_to_host()).sum() == base.size - part.size
 
 
-def test_inputs_are_not_written(operands):
+def test_inputs_are_not_written(forward, backward, operands):
     given = [cuda.to_device(a) for a in operands]
     forward(*given[:3], algorithm="scatter")
-    nc.conv_transpose1d_backward(given[3], *given[:2], **PROBLEM.backward_parameters, algorithm="scatter")
+    backward(given[3], *given[:2], algorithm="scatter")
     for array, host in zip(given, operands, strict=True):
         np.testing.assert_array_equal(array.copy_to_host(), host)
 
@@ -141,13 +126,13 @@ def test_transfers():
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def test_refuses_host_beside_device(operands):
+def test_refuses_host_beside_device(forward, operands):
     x, w, b, _ = operands
     with pytest.raises(TypeError, match="`input` must live where `weight` does"):
         forward(cuda.to_device(x), w, b)
 
 
-def test_refuses_two_devices(operands, monkeypatch):
+def test_refuses_two_devices(forward, operands, monkeypatch):
     x, w, b = (Foreign(a) for a in operands[:3])
     monkeypatch.setattr(producers, "device", lambda value: 1 if value is w else 0)
     with pytest.raises(ValueError, match="`weight` must live on the device of `input`, 0; got an array on device 1"):
@@ -155,38 +140,38 @@ def test_refuses_two_devices(operands, monkeypatch):
 
 
 @pytest.mark.parametrize("dtype", [np.int32, np.complex64, ">f4", ">f2"])
-def test_refuses_other_dtypes(operands, dtype):
+def test_refuses_other_dtypes(forward, operands, dtype):
     x, w, b, _ = operands
     with pytest.raises(TypeError, match="`weight` must be a float16, bfloat16, float32 or float64 array in native"):
         forward(Foreign(x), Foreign(w.astype(dtype)), Foreign(b))
 
 
-def test_refuses_mixed_dtypes(operands):
+def test_refuses_mixed_dtypes(forward, operands):
     x, w, b, _ = operands
     with pytest.raises(TypeError, match="`weight` must have the dtype of `input`"):
         forward(Foreign(x), Foreign(w.astype(np.float64)), Foreign(b))
 
 
-def test_refuses_unaligned_arrays(operands):
+def test_refuses_unaligned_arrays(forward, operands):
     x, w, b, _ = operands
     base = np.zeros(x.nbytes + 1, np.uint8)
     with pytest.raises(ValueError, match="`input` must lie at a multiple of its element size"):
         forward(Foreign(base, base[1:].view(np.float32).reshape(x.shape)), Foreign(w), Foreign(b))
 
 
-def test_refuses_masks(operands):
+def test_refuses_masks(forward, operands):
     x, w, b, _ = operands
     with pytest.raises(TypeError, match=r"`bias` must be a plain array"):
         forward(Foreign(x), Foreign(w), Foreign(b, mask=Foreign(np.ones(4, bool))))
 
 
-def test_refuses_a_read_only_out(operands, expected):
+def test_refuses_a_read_only_out(forward, operands, expected):
     x, w, b = (Foreign(a) for a in operands[:3])
     with pytest.raises(ValueError, match="`out` must be writeable"):
         forward(x, w, b, out=Foreign(np.zeros_like(expected), read_only=True))
 
 
-def test_refuses_an_overlapping_out(operands, expected):
+def test_refuses_an_overlapping_out(forward, operands, expected):
     x, w, b, _ = operands
     base = np.zeros(x.size - 1 + expected.size, np.float32)
     given = Foreign(base, base[: x.size].reshape(x.shape))
@@ -196,12 +181,12 @@ def test_refuses_an_overlapping_out(operands, expected):
 
 
 @pytest.mark.parametrize("stream", [object(), "0", 1.5, True, -1, SimpleNamespace(ptr=None)])
-def test_refuses_what_is_no_stream(operands, stream):
+def test_refuses_what_is_no_stream(forward, operands, stream):
     with pytest.raises(TypeError, match="`stream` must be an integer, a Numba, CuPy or torch stream"):
         forward(*(Foreign(a) for a in operands[:3]), stream=stream)
 
 
-def test_refuses_a_stream_beside_host_arrays(operands):
+def test_refuses_a_stream_beside_host_arrays(forward, operands):
     with pytest.raises(TypeError, match="`stream` must be None with NumPy arrays"):
         forward(*operands[:3], stream=0)
 
@@ -272,7 +257,7 @@ def test_streams_of_any_library(stream):
     assert producers.queue_of(stream, {"input": value(None)}).stream == 96
 
 
-def test_a_stream_of_numba(operands, expected):
+def test_a_stream_of_numba(forward, operands, expected):
     x, w, b = (cuda.to_device(a) for a in operands[:3])
     cuda.default_stream().synchronize()
     stream = cuda.stream()
@@ -323,7 +308,7 @@ class FakeTorch(SimpleNamespace):
         super().__init__(Tensor=Tensor, cuda=streams, empty=empty, float32="float32", strided="strided", log=log)
 
 
-def test_torch_allocates_on_the_launch_stream(operands, expected, waits, monkeypatch):
+def test_torch_allocates_on_the_launch_stream(forward, operands, expected, waits, monkeypatch):
     monkeypatch.setattr(arrays, "stream_of", lambda _: 0)
     torch = FakeTorch(current=64)
     monkeypatch.setitem(sys.modules, "torch", torch)
@@ -334,7 +319,7 @@ def test_torch_allocates_on_the_launch_stream(operands, expected, waits, monkeyp
     np.testing.assert_array_equal(ENGINE.download(result), expected)
 
 
-def test_torch_keeps_memory_that_another_stream_uses(operands, waits, monkeypatch):
+def test_torch_keeps_memory_that_another_stream_uses(forward, operands, waits, monkeypatch):
     monkeypatch.setattr(arrays, "stream_of", lambda _: 0)
     torch = FakeTorch(current=64)
     monkeypatch.setitem(sys.modules, "torch", torch)
@@ -344,7 +329,7 @@ def test_torch_keeps_memory_that_another_stream_uses(operands, waits, monkeypatc
     assert waits == [(arrays.Queue(0, 96), 64)]
 
 
-def test_cupy_allocates_on_the_launch_stream(operands, expected, monkeypatch):
+def test_cupy_allocates_on_the_launch_stream(forward, operands, expected, monkeypatch):
     log = []
 
     class Array(Foreign):
@@ -367,7 +352,7 @@ def test_cupy_allocates_on_the_launch_stream(operands, expected, monkeypatch):
     np.testing.assert_array_equal(ENGINE.download(result), expected)
 
 
-def test_unknown_libraries_get_numba_arrays(operands, expected):
+def test_unknown_libraries_get_numba_arrays(forward, operands, expected):
     result = forward(*(Foreign(a) for a in operands[:3]))
     assert type(result) is type(cuda.device_array(1))
     np.testing.assert_array_equal(result.copy_to_host(), expected)
@@ -386,7 +371,7 @@ assert not {"torch", "cupy"} & set(sys.modules)
 
 
 @pytest.mark.skipif(arrays.SIMULATED, reason="the simulator compiles nothing")
-def test_layouts_share_one_compilation(operands):
+def test_layouts_share_one_compilation(forward, operands):
     from numba_ctconv.cuda.forward import gather  # noqa: PLC0415
 
     forward(*(cuda.to_device(a) for a in operands[:3]))

@@ -60,7 +60,7 @@ for kind in (types.float16, types.bfloat16, types.float32, types.float64):
 # Every tile that there is, so all that a layer and a length can ask for. The weight gradient of halves is stored in
 # their dtype or, where it is summed in parts, in float32.
 TILED = """
-from numba_ctconv.cuda import arithmetic, packing, product, tile, tiles, weight_product
+from numba_ctconv.cuda import arithmetic, depthwise, packing, product, row_cuts, tile, tiles, weight_product
 def keep(name, kernel, *signature):
     bounds = kernel.targetoptions["launch_bounds"]
     ptx[name] = cuda.compile_ptx(kernel.py_func, signature, cc=capability, launch_bounds=bounds)[0]
@@ -68,12 +68,16 @@ i = types.int64
 integers = types.Array(i, 1, "A")
 places = types.NamedUniTuple(i, len(tiles.Sizes._fields), tiles.Sizes)
 cuts = types.NamedUniTuple(i, len(tiles.WeightSizes._fields), tiles.WeightSizes)
+back = types.NamedUniTuple(i, len(row_cuts.BackCut._fields), row_cuts.BackCut)
+cut = types.NamedUniTuple(i, len(row_cuts.Cut._fields), row_cuts.Cut)
 for own in arithmetic.ALL:
     kind = getattr(types, own.name.replace("tf32", "float32"))
     word = getattr(types, own.word.name)
     a, bias, panels = types.Array(kind, 3, "A"), types.Array(kind, 1, "A"), types.Array(word, 1, "A")
     keep(f"pack {own.name}", packing.pack(own), a, integers, *[i] * 11, panels)
     if own.name != "tf32":
+        keep(f"depthwise forward {own.name}", depthwise.forward(own), a, a, bias, integers, cut, a)
+        keep(f"depthwise grad_input {own.name}", depthwise.grad_input(own), a, a, back, a)
         keep(f"add_parts {own.name}", weight_product.add_parts, types.Array(word, 4, "A"), a)
     for rows, shapes in tile.tiles_of(own).items():
         for each in shapes:
@@ -186,6 +190,8 @@ def test_tiled_kernels_stay_in_their_dtype_and_need_no_atomics(tiled):
             for other in set(MULTIPLIES.values()) - {instruction}:
                 assert other not in code, name
             assert "cp.async" in code, name
+        if "depthwise" in name and not name.endswith("float64"):
+            assert "fma.rn.f32" in code, name
 
 
 def test_tensor_cores_take_rounded_operands(tiled):

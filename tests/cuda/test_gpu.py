@@ -34,18 +34,8 @@ def late_copy(source, target, milliseconds):
         target[i] = source[i]
 
 
-@pytest.fixture
-def operands():
-    return PROBLEM.operands()
-
-
-@pytest.fixture
-def expected(operands):
-    return forward(*operands[:3])  # on the CPU
-
-
 @pytest.fixture(autouse=True)
-def compiled(operands):
+def compiled(forward, backward, operands):
     """Nothing is compiled or loaded later: that waits for the device."""
     x, w, b, dy = on_device(operands)
     for algorithm in ALGORITHMS:
@@ -55,14 +45,6 @@ def compiled(operands):
     late_copy[1, 1](flat, cuda.device_array(1, np.float32), 0)
     cuda.synchronize()
     return out
-
-
-def forward(x, w, b, **options):
-    return nc.conv_transpose1d(x, w, b, **PROBLEM.forward_parameters, **options)
-
-
-def backward(dy, x, w, **options):
-    return nc.conv_transpose1d_backward(dy, x, w, **PROBLEM.backward_parameters, **options)
 
 
 def on_device(operands):
@@ -85,7 +67,7 @@ def same(result, expected):
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_call_returns_while_the_gpu_works(operands, expected):
+def test_a_call_returns_while_the_gpu_works(forward, backward, operands, expected):
     """Nothing waits. With `out`, since Numba gives memory back through the driver, which does."""
     x, w, b, dy = on_device(operands)
     out = cuda.device_array_like(expected)
@@ -102,7 +84,7 @@ def test_a_call_returns_while_the_gpu_works(operands, expected):
 
 
 @pytest.mark.parametrize("late", [0, 1, 2], ids=["input", "weight", "bias"])
-def test_a_call_waits_for_the_stream_of_every_input(operands, expected, late):
+def test_a_call_waits_for_the_stream_of_every_input(forward, operands, expected, late):
     given = on_device(operands[:3])
     given[late], _kept = held(operands[late], cuda.stream())
     same(forward(*given), expected)
@@ -110,7 +92,7 @@ def test_a_call_waits_for_the_stream_of_every_input(operands, expected, late):
     same(forward(*given, stream=cuda.stream()), expected)
 
 
-def test_inputs_of_three_streams_in_a_backward_call(operands):
+def test_inputs_of_three_streams_in_a_backward_call(backward, operands):
     x, w, _, dy = operands
     exact = backward(dy, x, w)
     (dy_late, *_), (x_late, *_), (w_late, *_) = kept = [held(a, cuda.stream()) for a in (dy, x, w)]
@@ -119,7 +101,7 @@ def test_inputs_of_three_streams_in_a_backward_call(operands):
     assert kept
 
 
-def test_a_result_is_worked_on_where_it_was_made(operands, expected):
+def test_a_result_is_worked_on_where_it_was_made(forward, operands, expected):
     """Its interface names the launch stream, so that the next call waits for it."""
     _, w, b = on_device(operands[:3])
     stream = cuda.stream()
@@ -130,7 +112,7 @@ def test_a_result_is_worked_on_where_it_was_made(operands, expected):
     same(nc.conv_transpose1d(result, cuda.to_device(identity), stream=cuda.stream()), expected)
 
 
-def test_the_streams_of_the_defaults(operands, expected):
+def test_the_streams_of_the_defaults(forward, operands, expected):
     x, w, b = on_device(operands[:3])
     for stream in (0, 1, 2, cuda.default_stream(), cuda.legacy_default_stream(), cuda.per_thread_default_stream()):
         result = forward(x, w, b, stream=stream)
@@ -138,7 +120,7 @@ def test_the_streams_of_the_defaults(operands, expected):
         same(result, expected)
 
 
-def test_two_threads_on_two_streams():
+def test_two_threads_on_two_streams(forward, backward):
     """Each thread has its own operands and stream; all results have to be those of one thread alone."""
     problems = [PROBLEM.operands(exact=False), PROBLEM.operands()]
     alone = []
@@ -221,7 +203,7 @@ def capturing():
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_graph_holds_a_call_and_replays_it(operands, algorithm):
+def test_a_graph_holds_a_call_and_replays_it(forward, backward, operands, algorithm):
     x, w, b, dy = on_device(operands)
     out = cuda.to_device(np.full_like(operands.grad_output, np.nan))
     gradients = nc.Gradients(*(cuda.to_device(np.full_like(a, np.nan)) for a in operands[:3]))
@@ -244,10 +226,11 @@ def test_a_graph_holds_a_call_and_replays_it(operands, algorithm):
             same(gradient, exact)
 
 
-def test_a_graph_holds_a_layer(operands):
+@pytest.mark.parametrize("algorithm", ["gather", "tiled"])
+def test_a_graph_holds_a_layer(operands, algorithm):
     x, _, _, dy = on_device(operands)
     state = {"weight": operands.weight, "bias": operands.bias}
-    layer = nc.ConvTranspose1d.from_state_dict(state, **PROBLEM.parameters, device="cuda")
+    layer = nc.ConvTranspose1d.from_state_dict(state, **PROBLEM.parameters, device="cuda", algorithm=algorithm)
     out = cuda.to_device(np.full_like(operands.grad_output, np.nan))
     into = nc.Gradients(cuda.to_device(np.full_like(operands.input, np.nan)), None, None)
     layer(x, out=out)
@@ -268,7 +251,7 @@ def test_a_graph_holds_a_layer(operands):
 # --- layers -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_weight_assigned_while_the_old_one_is_in_use(operands):
+def test_a_weight_assigned_while_the_old_one_is_in_use(forward, operands):
     """The old weight's memory is not given away before the calls that read it are done."""
     x, w, b, _ = operands
     layer = nc.ConvTranspose1d.from_state_dict({"weight": w, "bias": b}, **PROBLEM.parameters, device="cuda")
@@ -286,16 +269,18 @@ def test_a_weight_assigned_while_the_old_one_is_in_use(operands):
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
-def works(operands, expected):
-    same(forward(*on_device(operands[:3])), expected)
+@pytest.fixture
+def works(forward, operands, expected):
+    """A check that the next call works."""
+    return lambda: same(forward(*on_device(operands[:3])), expected)
 
 
-def test_more_than_the_gpu_holds(operands, expected):
+def test_more_than_the_gpu_holds(operands, works):
     x, w, b = on_device(operands[:3])
     enormous = 2**38  # samples of four bytes, in each of twenty channels
     with pytest.raises(MemoryError, match=rf"an array of {4 * 2 * PROBLEM.out_channels * enormous} bytes"):
         nc.conv_transpose1d(x, w, b, output_size=enormous, padding=(0, 0))
-    works(operands, expected)
+    works()
 
 
 @contextlib.contextmanager
@@ -313,16 +298,16 @@ def stream_of_another_context():
         assert driver.cuCtxDestroy_v2(context) == 0
 
 
-def test_a_stream_of_another_context(operands, expected):
+def test_a_stream_of_another_context(forward, operands, works):
     x, w, b = on_device(operands[:3])
     with stream_of_another_context() as stream:
         with pytest.raises(ValueError, match="`stream` must be a stream of device 0"):
             forward(x, w, b, stream=stream)
-        works(operands, expected)
+        works()
 
 
 @pytest.mark.skipif(not arrays.SIMULATED and len(cuda.gpus) < 2, reason="one GPU")
-def test_two_gpus(operands, expected):
+def test_two_gpus(forward, operands, expected, works):
     x, w, b = on_device(operands[:3])
     with cuda.gpus[1]:
         stream = cuda.stream()
@@ -333,13 +318,13 @@ def test_two_gpus(operands, expected):
     with pytest.raises(ValueError, match="`stream` must be a stream of device 0"):
         forward(x, w, b, stream=stream)
     same(forward(*there), expected)  # where the arrays are, whichever GPU is current
-    works(operands, expected)
+    works()
 
 
-def test_a_host_array_beside_device_arrays(operands, expected):
+def test_a_host_array_beside_device_arrays(forward, operands, expected, works):
     x, _, b = on_device(operands[:3])
     out = cuda.to_device(np.full_like(expected, np.nan))
     with pytest.raises(TypeError, match="must live where"):
         forward(x, operands[1], b, out=out)
     assert np.isnan(out.copy_to_host()).all()
-    works(operands, expected)
+    works()

@@ -18,24 +18,6 @@ CYCLES = 200_000_000  # a tenth of a second
 
 
 @pytest.fixture
-def operands():
-    return PROBLEM.operands()
-
-
-@pytest.fixture
-def expected(operands):
-    return forward(*operands[:3])  # on the CPU
-
-
-def forward(x, w, b, **options):
-    return nc.conv_transpose1d(x, w, b, **PROBLEM.forward_parameters, **options)
-
-
-def backward(dy, x, w, **options):
-    return nc.conv_transpose1d_backward(dy, x, w, **PROBLEM.backward_parameters, **options)
-
-
-@pytest.fixture
 def torch():
     found = pytest.importorskip("torch")
     if not found.cuda.is_available():
@@ -51,7 +33,7 @@ def cupy():
 # --- torch ------------------------------------------------------------------------------------------------------------
 
 
-def test_tensors_in_and_tensors_out(torch, operands, expected):
+def test_tensors_in_and_tensors_out(forward, backward, torch, operands, expected):
     x, w, b, dy = (torch.from_numpy(a).cuda() for a in operands)
     result = forward(x, w, b)
     assert isinstance(result, torch.Tensor)
@@ -61,7 +43,7 @@ def test_tensors_in_and_tensors_out(torch, operands, expected):
         np.testing.assert_array_equal(gradient.cpu().numpy(), exact)
 
 
-def test_tensors_of_any_strides(torch, operands, expected):
+def test_tensors_of_any_strides(forward, torch, operands, expected):
     x, w, b = (torch.from_numpy(a).cuda() for a in operands[:3])
     views = x.transpose(1, 2).contiguous().transpose(1, 2), torch.stack([w, w], -1)[..., 0], b.repeat(2)[: len(b)]
     assert not any(view.is_contiguous() for view in views[:2])
@@ -73,7 +55,7 @@ def test_tensors_of_any_strides(torch, operands, expected):
     assert torch.isnan(wide[..., 1::2]).all()
 
 
-def test_the_current_stream_of_torch_is_where_the_work_goes(torch, operands, expected):
+def test_the_current_stream_of_torch_is_where_the_work_goes(forward, torch, operands, expected):
     """The inputs are written late on it; a call that ran anywhere else would read NaN."""
     x, w, b = (torch.from_numpy(a).cuda() for a in operands[:3])
     result = forward(x, w, b).fill_(np.nan)
@@ -88,7 +70,7 @@ def test_the_current_stream_of_torch_is_where_the_work_goes(torch, operands, exp
         np.testing.assert_array_equal(result.cpu().numpy(), expected)
 
 
-def test_a_stream_beside_that_of_torch_waits_for_it(torch, operands, expected):
+def test_a_stream_beside_that_of_torch_waits_for_it(forward, torch, operands, expected):
     x, w, b = (torch.from_numpy(a).cuda() for a in operands[:3])
     forward(x, w, b)
     late, side = torch.full_like(x, np.nan), torch.cuda.Stream()
@@ -100,7 +82,7 @@ def test_a_stream_beside_that_of_torch_waits_for_it(torch, operands, expected):
     np.testing.assert_array_equal(result.cpu().numpy(), expected)
 
 
-def test_memory_in_use_on_another_stream_is_not_given_away(torch, operands, expected):
+def test_memory_in_use_on_another_stream_is_not_given_away(forward, torch, operands, expected):
     """record_stream: torch would give a tensor's memory to the next one as soon as the last name of it is gone."""
     x, w, b = (torch.from_numpy(a).cuda() for a in operands[:3])
     forward(x, w, b)
@@ -117,7 +99,7 @@ def test_memory_in_use_on_another_stream_is_not_given_away(torch, operands, expe
     np.testing.assert_array_equal(result.cpu().numpy(), expected)
 
 
-def test_the_steady_state_asks_the_driver_for_no_memory(torch, operands):
+def test_the_steady_state_asks_the_driver_for_no_memory(forward, backward, torch, operands):
     x, w, b, dy = (torch.from_numpy(a).cuda() for a in operands)
 
     def round_():
@@ -134,7 +116,7 @@ def test_the_steady_state_asks_the_driver_for_no_memory(torch, operands):
     assert torch.cuda.mem_get_info()[0] == free
 
 
-def test_torchs_graphs(torch, operands):
+def test_torchs_graphs(forward, torch, operands):
     x, w, b, _ = (torch.from_numpy(a).cuda() for a in operands)
     out = forward(x, w, b)
     graph = torch.cuda.CUDAGraph()
@@ -149,7 +131,7 @@ def test_torchs_graphs(torch, operands):
         np.testing.assert_array_equal(fresh.cpu().numpy(), exact)
 
 
-def test_a_layer_with_tensors(torch, operands, expected):
+def test_a_layer_with_tensors(backward, torch, operands, expected):
     state = {"weight": torch.from_numpy(operands[1]).cuda(), "bias": torch.from_numpy(operands[2]).cuda()}
     layer = nc.ConvTranspose1d.from_state_dict(state, **PROBLEM.parameters, device="cuda")
     x, dy = torch.from_numpy(operands[0]).cuda(), torch.from_numpy(operands[3]).cuda()
@@ -159,7 +141,7 @@ def test_a_layer_with_tensors(torch, operands, expected):
         np.testing.assert_array_equal(gradient.cpu().numpy(), exact)
 
 
-def test_refused_tensors(torch, operands, expected):
+def test_refused_tensors(forward, torch, operands, expected):
     x, w, b = (torch.from_numpy(a).cuda() for a in operands[:3])
     with pytest.raises(TypeError, match="`input` must be a tensor that autograd does not follow"):
         forward(x.clone().requires_grad_(), w, b)
@@ -172,7 +154,7 @@ def test_refused_tensors(torch, operands, expected):
     np.testing.assert_array_equal(forward(x, w, b).cpu().numpy(), expected)
 
 
-def test_dlpack_alone(torch, operands, expected):
+def test_dlpack_alone(forward, torch, operands, expected):
     """A tensor behind the protocol: its current stream is ordered before ours."""
 
     class Exporting:
@@ -194,7 +176,7 @@ def test_dlpack_alone(torch, operands, expected):
 # --- CuPy -------------------------------------------------------------------------------------------------------------
 
 
-def test_cupys_arrays_in_and_out(cupy, operands, expected):
+def test_cupys_arrays_in_and_out(forward, backward, cupy, operands, expected):
     x, w, b, dy = map(cupy.asarray, operands)
     result = forward(x, w, b)
     assert isinstance(result, cupy.ndarray)
@@ -205,7 +187,7 @@ def test_cupys_arrays_in_and_out(cupy, operands, expected):
     np.testing.assert_array_equal(cupy.asnumpy(forward(cupy.asfortranarray(x), w[::1], b)), expected)
 
 
-def test_cupys_pool_is_the_only_source_of_memory(cupy, operands):
+def test_cupys_pool_is_the_only_source_of_memory(forward, backward, cupy, operands):
     x, w, b, dy = map(cupy.asarray, operands)
     forward(x, w, b)
     backward(dy, x, w)
@@ -217,7 +199,7 @@ def test_cupys_pool_is_the_only_source_of_memory(cupy, operands):
     assert pool.total_bytes() == before
 
 
-def test_the_current_stream_of_cupy_is_where_the_work_goes(cupy, operands, expected):
+def test_the_current_stream_of_cupy_is_where_the_work_goes(forward, cupy, operands, expected):
     x, w, b = map(cupy.asarray, operands[:3])
     forward(x, w, b)
     late = cupy.full_like(x, np.nan)

@@ -56,8 +56,9 @@ row |= {"core": True, "train": [2, 3], "infer": [1, 5], "src": ""}
 selection.layers = lambda: (row,)
 timing.BLOCK_SECONDS = 1e-4
 run = ["bench", "--device", "cuda", "--raise", "1e-5", "--blocks", "2", "--peer", "none", "--pass", "forward,gradients"]
-for dtype in ("float32", "float16", "bfloat16"):
-    told[dtype] = main([*run, "--dtype", dtype, "--style", "function", "--style", "layer out", "--json", sys.argv[1]])
+run += ["--style", "function", "--style", "layer out", "--json", sys.argv[1], "--algorithm", "auto"]
+for more in (["float32", "--algorithm", "tiled"], ["float16"], ["bfloat16"]):
+    told[more[0]] = main([*run, "--dtype", *more])
 """
 
 OUT = """
@@ -75,6 +76,51 @@ for name in FORMATS:
     before = [count(kind) for kind in ("allocations", "waits", "launches")]
     call()
     told[name] = [count(kind) - n for kind, n in zip(("allocations", "waits", "launches"), before)]
+"""
+
+
+CAPTURED = """
+from cuda.bindings import driver as bindings
+from numba import cuda
+import numba_ctconv as nc
+from numba_ctconv.cuda import arithmetic, arrays, packing
+modes = bindings.CUstreamCaptureMode
+memory = device.DeviceArrays(FORMATS["float32"])
+problem = Problem("kept", 2, 6, 4, 9, 10, stride=5)
+x, w, b, dy = problem.operands()
+layer = nc.ConvTranspose1d.from_state_dict(
+    {"weight": w, "bias": b}, **problem.parameters, device="cuda", algorithm="tiled"
+)
+x, out = memory.put(x), memory.empty(dy.shape, None)
+stream, other = cuda.stream(), cuda.stream()
+pack, packed, start = packing.pack(arithmetic.FLOAT32), [], arrays.start
+arrays.start = lambda kernel, *given: packed.append(kernel is pack) or start(kernel, *given)
+pending = ctypes.c_long.in_dll(driver, "idle_pending")
+def call(on=stream):
+    packed.clear()
+    before = count("waits")
+    layer(x, out=out, stream=on)
+    return [sum(packed), count("waits") - before, pending.value]
+def captured(mode):
+    begun = bindings.cuStreamBeginCapture(int(stream), mode)
+    try:
+        return call()
+    finally:
+        bindings.cuStreamEndCapture(int(stream))
+call()
+layer.weight = layer.state_dict()["weight"]  # compiled, and no longer packed
+told["packs in a graph"] = captured(modes.CU_STREAM_CAPTURE_MODE_GLOBAL)
+told["packs after it"] = call()
+pending.value = 1
+told["another stream"] = call(other)
+for mode in modes:
+    layer.weight = layer.state_dict()["weight"]
+    pending.value = 0
+    call()
+    pending.value = 1
+    told[mode.name] = captured(mode)
+    told["after " + mode.name] = call()
+    told["again in " + mode.name] = captured(mode)
 """
 
 
@@ -117,11 +163,22 @@ def test_a_call_into_arrays_neither_allocates_nor_waits(on_idle_driver):
         assert launches == 4
 
 
+def test_a_graph_takes_a_weight_that_is_packed_or_packs_its_own(on_idle_driver):
+    """By [kernels that pack, waits of the host, whether the event is still to come]."""
+    told = on_idle_driver(CAPTURED)
+    assert told.pop("packs in a graph") == [1, 0, 0]
+    assert told.pop("packs after it") == [1, 0, 0]
+    assert told.pop("another stream") == [0, 0, 1]
+    assert len(told) == 3 * 3
+    for when, what in told.items():
+        assert what == ([0, 1, 0] if when.startswith("CU_") else [0, 0, 0]), when
+
+
 def test_the_benchmark_times_captured_graphs(on_idle_driver, tmp_path):
     file = tmp_path / "run.jsonl"
     assert set(on_idle_driver(BENCH, str(file)).values()) == {0}
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     rows = [row for row in rows if "contestant" in row]
-    assert len(rows) == 3 * 2 * 2 * 2  # formats, passes, sizes, styles
+    assert len(rows) == (3 + 1) * 2 * 2 * 2  # formats and "tiled", passes, sizes, styles
     assert {row["uncaptured"] for row in rows} == {None}
     assert all(row["host_median"] > 0 for row in rows if row["sizes"] == "published")

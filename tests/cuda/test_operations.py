@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
-from numba import cuda
 
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import CASES, Problem, layer_problems
-from numba_ctconv.cuda import CudaEngine, launch
+from numba_ctconv.cuda import ENGINE, CudaEngine, launch
 
 SMALL = 40_000  # floating-point operations that the simulator does in a tenth of a second
 LAYERS = [problem.shrunk(channels=3, input_length=5).limited(SMALL) for problem in layer_problems(core=True)[::6]]
@@ -23,12 +22,12 @@ dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])
 
 
 def on_device(operands):
-    return [None if array is None else cuda.to_device(array) for array in operands]
+    return [None if array is None else ENGINE.upload(array) for array in operands]
 
 
 def poisoned(shape, dtype):
     """Memory that no kernel has written."""
-    return cuda.to_device(np.full(shape, np.nan, dtype))
+    return ENGINE.upload(np.full(shape, np.nan, dtype))
 
 
 def forward(problem, operands, **options):
@@ -36,14 +35,14 @@ def forward(problem, operands, **options):
     out = poisoned(dy.shape, dy.dtype)
     y = nc.conv_transpose1d(x, w, b, **problem.forward_parameters, **options, out=out)
     assert y is out
-    return y.copy_to_host()
+    return ENGINE.download(y)
 
 
 def backward(problem, operands, **options):
     x, w, _, dy = on_device(operands)
     out = nc.Gradients(*(poisoned(a.shape, dy.dtype) for a in (x, w)), poisoned(problem.out_channels, dy.dtype))
     gradients = nc.conv_transpose1d_backward(dy, x, w, **problem.backward_parameters, **options, out=out)
-    return [gradient.copy_to_host() for gradient in gradients]
+    return [ENGINE.download(gradient) for gradient in gradients]
 
 
 def same_bits(result, expected):

@@ -19,7 +19,19 @@ from strategies import problems
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import Problem, layer_problems
-from numba_ctconv.cuda import arithmetic, arrays, emulator, fast, fragments, multiply, packing, simt, tile, tiles
+from numba_ctconv.cuda import (
+    ENGINE,
+    arithmetic,
+    arrays,
+    emulator,
+    fast,
+    fragments,
+    multiply,
+    packing,
+    simt,
+    tile,
+    tiles,
+)
 from numba_ctconv.cuda.arithmetic import arithmetic_of
 from numba_ctconv.geometry import families, plan
 
@@ -39,24 +51,24 @@ every = pytest.mark.parametrize("own", arithmetic.ALL, ids=lambda own: own.name)
 
 
 def on_device(operands):
-    return [None if array is None else cuda.to_device(array) for array in operands]
+    return [None if array is None else ENGINE.upload(array) for array in operands]
 
 
 def forward(problem, operands, **options):
     x, w, b, dy = on_device(operands)
-    out = cuda.to_device(np.full(dy.shape, np.nan, dy.dtype))
+    out = ENGINE.upload(np.full(dy.shape, np.nan, dy.dtype))
     nc.conv_transpose1d(x, w, b, **problem.forward_parameters, algorithm="tiled", **options, out=out)
-    return out.copy_to_host()
+    return ENGINE.download(out)
 
 
 def backward(problem, operands, **options):
     """The gradients of input and weight."""
     x, w, _, dy = on_device(operands)
-    out = nc.Gradients(*(cuda.to_device(np.full(a.shape, np.nan, a.dtype)) for a in (x, w)), None)
+    out = nc.Gradients(*(ENGINE.upload(np.full(a.shape, np.nan, a.dtype)) for a in (x, w)), None)
     nc.conv_transpose1d_backward(
         dy, x, w, **problem.backward_parameters, algorithm="tiled", needs=("input", "weight"), **options, out=out
     )
-    return [out.input.copy_to_host(), out.weight.copy_to_host()]
+    return [ENGINE.download(out.input), ENGINE.download(out.weight)]
 
 
 def all_of(problem, operands, precision):
@@ -224,13 +236,14 @@ def test_tf32_rounds_both_factors_to_nearest():
     factors = {1 + ulp / 2: 1 + ulp, 1 + 0.49 * ulp: 1, -1 - ulp / 2: -1 - ulp, 1 + 1.49 * ulp: 1 + ulp, 3: 3}
     given, rounded = np.array(list(factors), np.float32), np.array(list(factors.values()), np.float32)
     x, w = given[None, None, :], given[None, None, ::-1]
-    y = nc.conv_transpose1d(*on_device([x, w[..., :1].copy()]), algorithm="tiled", precision="tf32")
+    two = np.repeat(w, 2, axis=1)  # output channels, for with one the layer is depthwise
+    y = nc.conv_transpose1d(*on_device([x, two[..., :1].copy()]), algorithm="tiled", precision="tf32")
     np.testing.assert_array_equal(y.copy_to_host()[0, 0], rounded * rounded[-1])
-    y = nc.conv_transpose1d(*on_device([x[..., -1:].copy(), w.copy()]), algorithm="tiled", precision="tf32")
+    y = nc.conv_transpose1d(*on_device([x[..., -1:].copy(), two]), algorithm="tiled", precision="tf32")
     np.testing.assert_array_equal(y.copy_to_host()[0, 0], rounded[::-1] * rounded[-1])
-    dy = np.ones((1, 1, len(factors)), np.float32)
+    dy = np.ones((1, 2, len(factors)), np.float32)
     gradients = nc.conv_transpose1d_backward(
-        *on_device([dy, x, np.ones((1, 1, 1), np.float32)]), algorithm="tiled", precision="tf32", needs=("weight",)
+        *on_device([dy, x, np.ones((1, 2, 1), np.float32)]), algorithm="tiled", precision="tf32", needs=("weight",)
     )
     assert gradients.weight.copy_to_host()[0, 0, 0] == rounded.sum()
 

@@ -1,0 +1,61 @@
+"""Events beside a stream that is being captured into a CUDA graph. Called by fast.py, for weights that a layer keeps.
+
+A captured stream can't wait for an event that was recorded outside its capture, and the driver lets a thread ask for
+one only where the thread says that it knows what it does: no graph depends on the answer.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+from . import arrays
+from .arrays import SIMULATED, Queue
+
+if not SIMULATED:
+    from cuda.bindings import driver
+
+LEGACY_STREAMS = (0, 1)  # the default stream under both its pointers, which is never captured
+
+
+def capturing(queue: Queue) -> bool:
+    """Whether what is queued goes into a graph."""
+    if SIMULATED or queue.stream in LEGACY_STREAMS:
+        return False
+    with arrays.on_device(queue):
+        status = _result(driver.cuStreamIsCapturing(queue.stream))
+    return bool(status != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
+
+
+def order(event: Any, queue: Queue) -> bool:
+    """Work queued from now on comes after an event that is in no graph; True where that was reached, for all streams.
+
+    The host waits for nothing but an event that was not reached by the time of a capture, which could not wait for it.
+    """
+    with arrays.on_device(queue), _allowed():
+        if event.query():
+            return True
+        if capturing(queue):
+            event.synchronize()
+            return True
+    arrays.after(event, queue)
+    return False
+
+
+@contextlib.contextmanager
+def _allowed() -> Iterator[None]:
+    """The thread may ask for events while it, or any other, captures."""
+    before = _result(
+        driver.cuThreadExchangeStreamCaptureMode(driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
+    )
+    try:
+        yield
+    finally:
+        _result(driver.cuThreadExchangeStreamCaptureMode(before))
+
+
+def _result(answer: tuple[Any, ...]) -> Any:
+    """What a function of the driver's returns beside its status."""
+    status, result = answer
+    if status != driver.CUresult.CUDA_SUCCESS:
+        raise arrays.DriverError(int(status), driver.CUresult(status).name)
+    return result
