@@ -161,6 +161,40 @@ def test_a_call_lets_other_python_threads_run(what, algorithm, groups, length, n
     assert turns >= 4, f"{turns} turns in {time.perf_counter() - begin:.3f} s"
 
 
+@pytest.mark.parametrize("what", ["output", "input"])
+@pytest.mark.parametrize("short", [True, False])
+def test_a_short_call_keeps_the_gil(short, what, numba_threads, monkeypatch):
+    """Each time that it is given up, another thread may keep it: for a call of microseconds that costs more than it."""
+    numba_threads(1)
+    x, w = np.ones((1, 64, 100_000), np.float32), np.ones((64, 64, 8), np.float32)
+    y = np.ones((1, 64, 200_006), np.float32)
+    monkeypatch.setattr(target, "FEW_PRODUCTS", 10**12 if short else 0)  # so that what is short lasts to be seen
+    begun, lasted = threading.Event(), []
+
+    def work():
+        numba.set_num_threads(1)
+        dx = np.empty_like(x)
+        begun.set()
+        begin = time.perf_counter()
+        if what == "output":
+            nc.conv_transpose1d(x, w, stride=2, out=y)
+        else:
+            nc.conv_transpose1d_backward(y, x, w, stride=2, needs=("input",), out=nc.Gradients(dx, None, None))
+        lasted.append(time.perf_counter() - begin)
+
+    work()  # compiles
+    begun.clear()
+    thread = threading.Thread(target=work)
+    thread.start()
+    begun.wait()
+    turns = 0
+    while thread.is_alive():
+        time.sleep(0.001)
+        turns += 1
+    part = turns * 0.001 / lasted[-1]
+    assert part < 0.3 if short else part > 0.3, (turns, lasted[-1])
+
+
 def test_one_worker_runs_serially(filled, numba_threads):
     numba_threads(1)
     assert filled(1) == filled(3) == "serial"
