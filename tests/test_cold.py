@@ -77,7 +77,7 @@ def test_layers_of_their_own_weights_take_turns(monkeypatch, memory, what, metho
     monkeypatch.setattr(ConvTranspose1d, method, counted)
     contestant, operands = Cold("auto", 1), STEP.operands()
     call = contestant.prepare(STEP, what, operands)
-    packed = [next(iter(layer._kept.values())).panels[0].values for layer in called]
+    packed = [next(iter(layer._kept.values())).panels[0] for layer in called]
     assert len({values.ctypes.data for values in packed}) == len(called) == 4
     assert sum(values.nbytes for values in packed) >= cold.footprint()
     for _ in range(4):
