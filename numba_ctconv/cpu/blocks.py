@@ -18,6 +18,7 @@ MOST_TOGETHER = 16  # tiles that are packed at once, which may lie side by side 
 PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
+LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
 LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
 CACHE_WAYS = 8
@@ -112,17 +113,21 @@ def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
     groups, (batch, _, length), strides, row_channels, itemsize, workers, long, *steps = problem
     crop_in, _, q_first, positions = steps
     full = layout.vectors * layout.lanes
+    row_tiles = layout.row_tiles(row_channels)
     in_place = reads_in_place(layout, row_channels, strides, itemsize)
     item_columns = columns_between_items(layout, length, crop_in, q_first, positions)
     columns = (batch - 1) * item_columns + positions
     widest = layout.width
     row_sums = 0
     room = target.SUMS_BYTES // itemsize // layout.rows  # for the sums of a row of tiles
-    if layout.row_tiles(row_channels) > 1:  # each of which reads the block again
+    if row_tiles > 1:  # each of which reads the block again
         room = min(room, SLAB_BYTES // itemsize // layout.slab_rows)
-    if in_place and layout.many_streams(row_channels) and min(room, columns) >= LEAST_ROW * full:
+    many = in_place and layout.many_streams(row_channels)
+    if many and min(room, columns) >= LEAST_ROW * full:
         widest = min(widest, room // full * full)
         row_sums = widest * layout.rows
+    elif many and row_tiles >= LEAST_COPIED:
+        in_place = False
     elif in_place:
         widest = min(widest, full * max(1, IN_PLACE_BYTES // itemsize // layout.slab_rows // full))
     blocks = max(1, -(-columns // widest))
@@ -134,7 +139,7 @@ def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
     pitch = layout.lead + strip + layout.tail
     if columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
-    parts = max(1, min(layout.row_tiles(row_channels), -(-4 * workers // (groups * blocks))))
+    parts = max(1, min(row_tiles, -(-4 * workers // (groups * blocks))))
     together = 0 if packed or blocks > MOST_BLOCKS_REMADE else tiles_together(layout, itemsize)
     return Sizes._make(
         (*layout.fixed, groups, parts, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
