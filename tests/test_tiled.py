@@ -198,6 +198,24 @@ def test_workers_do_not_choose_the_algorithm_of_grad_weight(kernel_size, row_cha
                 assert sizes.stretch == calls[0].stretch
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_rows_of_tiles_and_copied_rows_give_the_same_bits(dtype):
+    """Of many channels, a long input is read where it is by rows of tiles, and a short one is copied first."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((1, 96, 400)).astype(dtype), rng.standard_normal((96, 64, 2)).astype(dtype)
+    own, reads = plan(2, 2, 1), []
+    (family,) = layout.forward_layouts(own, 96, 64, x.itemsize)
+    assert family.many_streams(64)
+    for length in (400, 40):
+        part = x[..., :length]
+        problem = blocks.Problem(1, part.shape, part.strides, 64, x.itemsize, 1, True, 0, 0, 0, length)
+        sizes = blocks.sizes_of(family, problem, packed=True)
+        reads.append((sizes.in_place, sizes.row_sums > 0))
+    assert reads == [(1, True), (0, False)]
+    whole = nc.conv_transpose1d(x, w, stride=2)
+    np.testing.assert_array_equal(nc.conv_transpose1d(x[..., :40], w, stride=2), whole[..., :80])
+
+
 @pytest.mark.parametrize(("channels", "kernel_size", "by_taps"), [(1, 25, True), (128, 16, False), (2, 8, True)])
 def test_taps_lie_side_by_side_where_channels_are_few(channels, kernel_size, by_taps):
     """One channel and four planes would leave three quarters of each vector empty, for each of seven shifts."""
