@@ -132,7 +132,8 @@ def shapes():
             channels = layer.in_channels // layer.groups, layer.out_channels // layer.groups
             for way in (weight_layout.by_shifts, weight_layout.by_taps):
                 sums = way.__wrapped__(own, *channels, itemsize)
-                tiles.update(Shape(int(itemsize == 8), *sums[:3], 1, 1, adds) for adds in (0, 1))
+                if sums is not None:
+                    tiles.update(Shape(int(itemsize == 8), *sums[:3], 1, 1, adds) for adds in (0, 1))
     return tiles, rows
 
 

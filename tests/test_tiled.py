@@ -198,6 +198,13 @@ def test_workers_do_not_choose_the_algorithm_of_grad_weight(kernel_size, row_cha
                 assert sizes.stretch == calls[0].stretch
 
 
+def test_a_layer_whose_planes_and_shifts_hardly_meet_takes_little_to_lay_out():
+    """Each of 50,000 taps has a plane and a shift of its own: a table of all pairs would take 20 GB."""
+    own = plan(50_000, 49_999, 49_998)
+    assert weight_layout.by_shifts(own, 8, 8, 4) is None
+    assert weight_layout.weight_call(own, weight_layout.WeightProblem(1, 1, 500, 8, 8, 1, 0, 4)) is None
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_rows_of_tiles_and_copied_rows_give_the_same_bits(dtype):
     """Of many channels, a long input is read where it is by rows of tiles, and a short one is copied first."""

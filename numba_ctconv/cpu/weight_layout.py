@@ -115,27 +115,28 @@ def weight_call(plan: Plan, problem: WeightProblem) -> WeightCall | None:
 
 def weight_layout(plan: Plan, problem: WeightProblem) -> WeightLayout | None:
     """The layout that fills its vectors better; None where neither's narrowest slab is small enough."""
-    shifts = np.unique(np.arange(plan.kernel_size) * plan.dilation // plan.stride)
-    ways = (by_shifts, by_taps) if len(shifts) > 1 else (by_shifts,)
     line = target.CACHE_LINE // problem.itemsize  # not the lanes: the host's vectors must not choose the algorithm
-    layouts = [way(plan, problem.row_channels, problem.channels, problem.itemsize) for way in ways]
+    layouts = [way(plan, problem.row_channels, problem.channels, problem.itemsize) for way in (by_shifts, by_taps)]
     fitting = [
         own
         for own in layouts
-        if _column_size(own, problem, MOST_ROWS) * -(-len(own.planes) // line) * target.CACHE_LINE <= MOST_BYTES
+        if own is not None
+        and _column_size(own, problem, MOST_ROWS) * -(-len(own.planes) // line) * target.CACHE_LINE <= MOST_BYTES
     ]
-    if len(fitting) < 2:  # ways
+    if len(fitting) < len(layouts):
         return fitting[0] if fitting else None
     vectors = [_vectors(own, problem.channels) for own in fitting]
     return fitting[1] if vectors[1] <= FEWER_VECTORS * vectors[0] else fitting[0]
 
 
 @functools.lru_cache(maxsize=64)
-def by_shifts(plan: Plan, row_channels: int, channels: int, itemsize: int) -> WeightLayout:
-    """Planes of a period of the stride, which a shift meets in a later row."""
+def by_shifts(plan: Plan, row_channels: int, channels: int, itemsize: int) -> WeightLayout | None:
+    """Planes of a period of the stride, which a shift meets in a later row; None where most pairs have no tap."""
     taps = np.arange(plan.kernel_size)
     planes, plane_of_tap = np.unique(taps * plan.dilation % plan.stride, return_inverse=True)
     shifts, shift_of_tap = np.unique(taps * plan.dilation // plan.stride, return_inverse=True)
+    if len(planes) * len(shifts) > 2 * plan.kernel_size + len(planes):
+        return None
     where = np.full(len(shifts) * len(planes), -1)
     where[shift_of_tap * len(planes) + plane_of_tap] = taps
     return _layout(planes, shifts, where, row_channels, channels, itemsize)
