@@ -20,7 +20,7 @@ class Engine(Protocol):
     A *value* is what the caller passed, an *array* the engine's own view of it, with NumPy's shape, strides and dtype.
     `stream` is what `launch_stream` returned: None on the CPU. `kept` is a dict in which the engine may keep what it
     makes of the weight; a layer gives the same one until its weight changes, a function None. `precision` "tf32" allows
-    an operation to round float32 factors, and obliges it to nothing. An operation overwrites its last argument.
+    an operation to round float32 factors, and obliges it to nothing. An operation overwrites its last arguments.
     """
 
     algorithms: tuple[Algorithm, ...]
@@ -87,11 +87,12 @@ class Engine(Protocol):
         precision: Precision,
         stream: Any,
         grad_weight: Any,
+        grad_bias: Any | None,
     ) -> None:
-        """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
+        """Overwrite grad_weight (C_in, C_out/groups, K), and grad_bias (C_out) or None, from grad_output and input."""
 
     def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: Any, grad_bias: Any) -> None:
-        """Overwrite grad_bias (C_out) from grad_output."""
+        """Overwrite grad_bias (C_out) from grad_output alone, with the bits that grad_weight gives it."""
 
     def upload(self, array: Any) -> Any:
         """A copy of a host array where this engine computes."""

@@ -317,8 +317,8 @@ def backward(
     if dx is not None:
         engine.grad_input(dy, w, geometry, p.groups, chosen, allowed, queue, kept, _batched(engine, dx))
     if dw is not None:
-        engine.grad_weight(dy, _batched(engine, x), geometry, p.groups, chosen, allowed, queue, dw)
-    if db is not None:
+        engine.grad_weight(dy, _batched(engine, x), geometry, p.groups, chosen, allowed, queue, dw, db)
+    elif db is not None:
         engine.grad_bias(dy, chosen, queue, db)
     return Gradients(*outs.values())
 

@@ -176,6 +176,21 @@ def test_needs_chooses_gradients(algorithm):
     np.testing.assert_array_equal(without_input.input, everything.input)
 
 
+@pytest.mark.parametrize(("groups", "in_channels", "out_channels"), [(1, 20, 70), (3, 60, 9), (40, 40, 40), (4, 4, 4)])
+@pytest.mark.parametrize("length", [7, 700])
+@pytest.mark.parametrize("step", [1, 2])  # of the output gradient's samples in memory
+def test_a_bias_has_the_same_gradient_with_or_without_a_weights(groups, in_channels, out_channels, length, step):
+    """It is added up beside the weight's, by whichever kernel serves the layer, in the order of its own kernel."""
+    rng = np.random.default_rng(1)
+    problem = Problem("bias", 3, in_channels, out_channels, length, 5, stride=2, padding=(1, -3), groups=groups)
+    x, w, _, dy = problem.operands(np.float32)
+    dy = rng.standard_normal((*dy.shape[:2], step * dy.shape[2])).astype(np.float32)[:, :, ::step]
+    given = {**problem.parameters, "algorithm": "tiled"}
+    beside = nc.conv_transpose1d_backward(dy, x, w, **given, needs=("weight", "bias")).bias
+    np.testing.assert_array_equal(beside, nc.conv_transpose1d_backward(dy, x, w, **given, needs=("bias",)).bias)
+    np.testing.assert_allclose(beside, dy.sum((0, 2), dtype=np.float64), rtol=1e-4, atol=1e-4)
+
+
 @algorithms
 @pytest.mark.parametrize("name", ["stride_8_kernel_16", "long", "long_batch_single_output_channel", "many_channels"])
 def test_threads_items_and_runs_change_no_bit(name, algorithm, numba_threads):

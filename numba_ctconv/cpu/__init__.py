@@ -158,15 +158,20 @@ class CpuEngine:
         precision: Precision,
         stream: None,
         grad_weight: Any,
+        grad_bias: Any | None,
     ) -> None:
-        """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
+        """Overwrite grad_weight (C_in, C_out/groups, K), and grad_bias (C_out) or None, from grad_output and input."""
         plan, crop, workers = geometry.plan, geometry.crops.left, machine.threads()
+        if algorithm in FAST and fast.grad_weight(
+            grad_output, input, geometry, groups, workers, grad_weight, grad_bias
+        ):
+            return
+        if grad_bias is not None:
+            self.grad_bias(grad_output, algorithm, stream, grad_bias)
         if algorithm == "scatter":
             grad_weight_kernels.scatter(
                 grad_output, input, plan.stride, plan.dilation, groups, crop, workers, grad_weight
             )  # fmt: skip
-            return
-        if algorithm != "gather" and fast.grad_weight(grad_output, input, geometry, groups, workers, grad_weight):
             return
         # the places of the partial sums must not follow the threads: only the length of the input cuts a stretch short
         rows, _, stretch = machine.tile(grad_weight.shape[0] // groups, 1, geometry.input_length, grad_weight.itemsize)
@@ -177,7 +182,7 @@ class CpuEngine:
         )
 
     def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: None, grad_bias: Any) -> None:
-        """Overwrite grad_bias (C_out) from grad_output; one kernel serves all algorithms."""
+        """Overwrite grad_bias (C_out) from grad_output, with the bits that it has beside grad_weight."""
         workers, itemsize = machine.threads(), grad_bias.itemsize
         lanes, together = machine.vector_bytes() // itemsize, machine.SUMS_BYTES // machine.vector_bytes()
         scratch = np.empty((workers, together * (lanes + 1) + machine.LONGEST_STRETCH), grad_bias.dtype)

@@ -11,9 +11,11 @@ Called by the engine with its scratch memory; nothing here allocates or checks.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_rows, copy_bytes
+from .intrinsics import address_of, call_rows
+from .rows import add_samples, copy_padded
 
 CHUNK = 512  # positions that pass through scratch memory at once
+CACHED_BYTES = 256 * 1024  # of rows that are read again out of the second-level cache
 
 
 @kernel("r3 c3 r1 i i i i i i i i i i i i c2 w3")
@@ -90,40 +92,20 @@ def far_from_ends(first_in, length_in, step_in, lead, tail, first_out, length_ou
 
 
 @helper
-def copy_padded(source, item, channel, first, count, scratch, worker, at):
-    """So many samples from `first` on, with zero before the first that is there and after the last."""
-    begin = min(max(0, -first), count)
-    end = max(begin, min(count, source.shape[2] - first))
-    for j in range(begin):
-        scratch[worker, at + j] = 0
-    if source.strides[2] == source.itemsize and end > begin:
-        copy_bytes(
-            address_of(scratch) + worker * scratch.strides[0] + (at + begin) * scratch.itemsize,
-            address_of(source) + item * source.strides[0] + channel * source.strides[1]
-            + (first + begin) * source.itemsize,
-            (end - begin) * source.itemsize,
-        )  # fmt: skip
-    else:
-        for j in range(begin, end):
-            scratch[worker, at + j] = source[item, channel, first + j]
-    for j in range(end, count):
-        scratch[worker, at + j] = 0
-
-
-@helper
 def keep(scratch, worker, at, count, target, item, channel, first):
     """Those of so many results that exist, from the sample `first` on."""
     for j in range(max(0, -first), min(count, target.shape[2] - first)):
         target[item, channel, first + j] = scratch[worker, at + j]
 
 
-@kernel("r3 r3 i i i i i i i i c2 c1 w3")
+@kernel("r3 r3 i i i i i i i i i c2 c1 w3 w1")
 def grad_weight(
-    grad_output, input, function, add_lanes, stride, tail, crop, lanes, together, workers, scratch, infinite,
-    grad_weight,
+    grad_output, input, function, add_rows, add_lanes, stride, tail, crop, lanes, together, workers, scratch, infinite,
+    grad_weight, grad_bias,
 ):  # fmt: skip
-    """The sums over time of each channel, by the C functions at two addresses; so many channels after each other.
+    """The sums over time of each channel, by the C functions at three addresses; so many channels after each other.
 
+    The samples of the output gradient are added up for the bias, where it has a gradient, while they are in a cache.
     Scratch (workers, -): the sums of each lane and of all, and samples of both operands. `infinite` gets a NaN where a
     sum is not finite, which a sample may have done to it that meets none.
     """
@@ -131,43 +113,68 @@ def grad_weight(
     size = input.itemsize
     taps = grad_weight.shape[2]
     in_place = input.strides[2] == size and grad_output.strides[2] == size
-    totals = together * taps * lanes
+    bias_sums = together * taps * lanes
+    totals = bias_sums + together * lanes
     given = totals + together * taps
     met = given + (CHUNK + tail) * stride
     inside, stop = far_from_ends(-crop, grad_output.shape[2], stride, 0, tail, 0, length, 1, length, lanes)
+    cached = max(1, CACHED_BYTES // (grad_output.shape[2] * size))
     for worker in prange(workers):
         scratch_at = address_of(scratch) + worker * scratch.strides[0]
         check = infinite.dtype.type(0)
         last = (worker + 1) * channels // workers
         for first in range(worker * channels // workers, last, together):
             count = min(together, last - first)
-            for j in range(count * taps * lanes):
+            for j in range(totals):
                 scratch[worker, j] = 0
             for item in range(batch):
-                if in_place:
-                    call_rows(function, (
-                        address_of(input) + item * input.strides[0] + first * input.strides[1], input.strides[1],
-                        length, address_of(grad_output) + item * grad_output.strides[0]
-                        + first * grad_output.strides[1], grad_output.strides[1], grad_output.shape[2], -crop,
-                        scratch_at, count, inside, stop,
-                    ))  # fmt: skip
-                    continue
-                for channel in range(count):
-                    for t in range(0, length, CHUNK):
-                        own = min(CHUNK, length - t)
-                        copy_padded(input, item, first + channel, t, own, scratch, worker, met)
-                        samples = (own + tail) * stride
-                        copy_padded(
-                            grad_output, item, first + channel, t * stride - crop, samples, scratch, worker, given
-                        )
-                        call_rows(function, (
-                            scratch_at + met * size, 0, own, scratch_at + given * size, 0, samples, 0,
-                            scratch_at + channel * taps * lanes * size, 1, 0, own // lanes * lanes,
-                        ))  # fmt: skip
+                for channel in range(0, count, cached):
+                    own = min(cached, count - channel)
+                    add_products(
+                        grad_output, input, item, first + channel, own, function, stride, tail, crop, lanes, taps,
+                        in_place, inside, stop, scratch, worker, channel * taps * lanes, given, met,
+                    )  # fmt: skip
+                    if grad_bias.size > 0:
+                        add_samples(
+                            grad_output, item, first + channel, own, add_rows, lanes, scratch, worker,
+                            bias_sums + channel * lanes, given, CHUNK,
+                        )  # fmt: skip
             call_rows(add_lanes, (scratch_at, count * taps, scratch_at + totals * size))
             for channel in range(count):
                 for k in range(taps):
                     total = scratch[worker, totals + channel * taps + k]
                     check += total * 0
                     grad_weight[first + channel, 0, k] = total
+            if grad_bias.size > 0:
+                call_rows(add_lanes, (scratch_at + bias_sums * size, count, scratch_at + totals * size))
+                for channel in range(count):
+                    grad_bias[first + channel] = scratch[worker, totals + channel]
         infinite[worker] = check
+
+
+@helper
+def add_products(
+    grad_output, input, item, first, count, function, stride, tail, crop, lanes, taps, in_place, inside, stop, scratch,
+    worker, sums, given, met,
+):  # fmt: skip
+    """Add an item's products to the sums of so many channels."""
+    size = input.itemsize
+    length = input.shape[2]
+    scratch_at = address_of(scratch) + worker * scratch.strides[0]
+    if in_place:
+        call_rows(function, (
+            address_of(input) + item * input.strides[0] + first * input.strides[1], input.strides[1], length,
+            address_of(grad_output) + item * grad_output.strides[0] + first * grad_output.strides[1],
+            grad_output.strides[1], grad_output.shape[2], -crop, scratch_at + sums * size, count, inside, stop,
+        ))  # fmt: skip
+        return
+    for channel in range(count):
+        for t in range(0, length, CHUNK):
+            own = min(CHUNK, length - t)
+            copy_padded(input, item, first + channel, t, own, scratch, worker, met)
+            samples = (own + tail) * stride
+            copy_padded(grad_output, item, first + channel, t * stride - crop, samples, scratch, worker, given)
+            call_rows(function, (
+                scratch_at + met * size, 0, own, scratch_at + given * size, 0, samples, 0,
+                scratch_at + (sums + channel * taps * lanes) * size, 1, 0, own // lanes * lanes,
+            ))  # fmt: skip

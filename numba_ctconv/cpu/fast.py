@@ -93,11 +93,23 @@ def grad_input(
     return _product(grad_output, nothing, packed, calls, workers, grad_input)
 
 
-def grad_weight(grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any) -> bool:
-    """The weight gradient by rows or tiles; False where neither serves, or its sums are not finite."""
+def grad_weight(
+    grad_output: Any,
+    input: Any,
+    geometry: Geometry,
+    groups: int,
+    workers: int,
+    grad_weight: Any,
+    grad_bias: Any | None,
+) -> bool:
+    """The weight gradient by rows or tiles, and with it the bias's; False where neither serves, or is not finite."""
+    if grad_bias is None:
+        grad_bias = np.empty(0, grad_weight.dtype)
     if _is_depthwise(grad_weight, groups) and depthwise_rows.fits(geometry.plan):
-        return _weight_rows(grad_output, input, geometry.plan, geometry.crops.left, workers, grad_weight)
-    return _weight_product(grad_output, input, geometry, groups, workers, grad_weight)
+        return _weight_rows(
+            grad_output, input, geometry.plan, geometry.crops.left, workers, grad_weight, grad_bias
+        )  # fmt: skip
+    return _weight_product(grad_output, input, geometry, groups, workers, grad_weight, grad_bias)
 
 
 def _is_depthwise(weight: Any, groups: int) -> bool:
@@ -127,18 +139,20 @@ def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan, worke
     )  # fmt: skip
 
 
-def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, grad_weight: Any) -> bool:
+def _weight_rows(
+    grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, grad_weight: Any, grad_bias: Any
+) -> bool:
     """Run a depthwise layer's grad_weight; False where an operand is not finite."""
-    function = depthwise_rows.rows("grad_weight", plan, input.itemsize)
-    add_lanes = row_sums.lanes(input.itemsize)
-    lanes, ahead = machine.vector_bytes() // input.itemsize, depthwise_rows.ahead(plan, input.itemsize)
-    together = max(1, machine.SUMS_BYTES // (plan.kernel_size * machine.vector_bytes()))
-    sums = together * plan.kernel_size * (lanes + 1)
+    size = input.itemsize
+    function = depthwise_rows.rows("grad_weight", plan, size)
+    lanes, ahead = machine.vector_bytes() // size, depthwise_rows.ahead(plan, size)
+    together = max(1, machine.SUMS_BYTES // ((plan.kernel_size + 1) * machine.vector_bytes()))
+    sums = together * (plan.kernel_size * (lanes + 1) + lanes)
     scratch = np.empty((workers, sums + (depthwise.CHUNK + ahead) * plan.stride + depthwise.CHUNK), input.dtype)
     infinite = np.zeros(workers, input.dtype)
     depthwise.grad_weight(
-        grad_output, input, function, add_lanes, plan.stride, ahead, crop, lanes, together, workers, scratch, infinite,
-        grad_weight,
+        grad_output, input, function, row_sums.rows(size), row_sums.lanes(size), plan.stride, ahead, crop, lanes,
+        together, workers, scratch, infinite, grad_weight, grad_bias,
     )  # fmt: skip
     return not np.count_nonzero(infinite)
 
@@ -165,7 +179,7 @@ def _product(source: Any, bias: Any, packed: Packed, calls: tuple[Call, ...], wo
 
 
 def _weight_product(
-    grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any
+    grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any, grad_bias: Any
 ) -> bool:
     """Run the tiled product of grad_weight; False where the layer has none, or an input is not finite."""
     if input.size == 0:
@@ -178,12 +192,12 @@ def _weight_product(
     if call is None:
         return False
     own = call.layout
-    offsets = np.empty((workers, call.stretch), np.int64)
-    scratch = np.empty((workers, call.scratch_size), input.dtype)
+    offsets = np.empty((workers, call.sizes.stretch), np.int64)
+    scratch = np.empty((workers, call.sizes.scratch_size), input.dtype)
     sums = np.empty((workers, call.sums_size), input.dtype)
     infinite = np.zeros(workers, input.dtype)
     tiled_weight.product(
-        grad_output, input, own.planes, own.shifts, own.taps, call.tiles, call.interleave, call.lay_out,
-        call.transpose, call.numbers, workers, offsets, scratch, sums, infinite, grad_weight,
+        grad_output, input, own.planes, own.shifts, own.taps, call.tiles, call.numbers, workers, offsets, scratch, sums,
+        infinite, grad_weight, grad_bias,
     )  # fmt: skip
     return not np.count_nonzero(infinite)

@@ -13,7 +13,7 @@ from numba import prange
 
 from .compilation import kernel
 from .intrinsics import address_of, call_rows
-from .rows import copy_row, count_below, dot, first_not_below
+from .rows import add_samples, copy_row, count_below, dot, first_not_below
 
 
 @kernel("r3 r3 i i i i i c3 c2 w3")
@@ -80,9 +80,7 @@ def sum_channels(grad_output, add_rows, add_lanes, lanes, together, workers, scr
 
     Scratch (workers, -): the sums of each lane and of all, and samples of a row that is not contiguous.
     """
-    batch, channels, length = grad_output.shape
-    size = grad_output.itemsize
-    item_step, channel_step, step = grad_output.strides
+    batch, channels, _ = grad_output.shape
     totals, given = together * lanes, together * (lanes + 1)
     stretch = scratch.shape[1] - given
     for worker in prange(workers):
@@ -93,17 +91,7 @@ def sum_channels(grad_output, add_rows, add_lanes, lanes, together, workers, scr
             for j in range(count * lanes):
                 scratch[worker, j] = 0
             for item in range(batch):
-                if step == size:
-                    start = address_of(grad_output) + item * item_step + first * channel_step
-                    call_rows(add_rows, (start, channel_step, count, length, scratch_at))
-                    continue
-                for channel in range(count):
-                    for l in range(0, length, stretch):
-                        l_end = min(l + stretch, length)
-                        row = scratch[worker, given : given + l_end - l]
-                        copy_row(row, grad_output[item, first + channel, l:l_end])
-                        sums_at = scratch_at + channel * lanes * size
-                        call_rows(add_rows, (address_of(row), 0, 1, row.size, sums_at))
-            call_rows(add_lanes, (scratch_at, count, scratch_at + totals * size))
+                add_samples(grad_output, item, first, count, add_rows, lanes, scratch, worker, 0, given, stretch)
+            call_rows(add_lanes, (scratch_at, count, scratch_at + totals * scratch.itemsize))
             for channel in range(count):
                 grad_bias[first + channel] = scratch[worker, totals + channel]

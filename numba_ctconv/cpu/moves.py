@@ -56,7 +56,12 @@ def deinterleave(typingctx, double, lanes, rows, source, source_step, count, tar
         streams = range(rows.literal_value)
         with emit.loop(count, I64(emit.lanes)) as loop:
             start = emit.element_at(source, builder.mul(loop.index, I64(len(streams))))
-            vectors = [emit.load(emit.element_at(start, I64(v * emit.lanes))) for v in streams]
+            at = [emit.element_at(start, I64(v * emit.lanes)) for v in streams]
+            # the samples after these: a strip of a slab is followed by the next one, when many other rows have been met
+            ahead = builder.mul(count, I64(len(streams) * emit.size))
+            for address in at:
+                emit.prefetch(builder.add(address, ahead), write=False)
+            vectors = [emit.load(address) for address in at]
             for m, value in enumerate(emit.deinterleaved(vectors)):
                 emit.store(value, emit.element_at(target, builder.add(loop.index, builder.mul(target_step, I64(m)))))
         return context.get_dummy_value()

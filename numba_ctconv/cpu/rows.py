@@ -6,7 +6,7 @@ Those run over contiguous rows, so that they vectorise.
 import numpy as np
 
 from .compilation import helper, reduction
-from .intrinsics import address_of, copy_bytes
+from .intrinsics import address_of, call_rows, copy_bytes
 from .target import CACHE_LINE
 
 
@@ -38,6 +38,48 @@ def copy_row(target, source):
         return
     for j in range(target.size):
         target[j] = source[j]
+
+
+@helper
+def copy_padded(source, item, channel, first, count, scratch, worker, at):
+    """So many samples from `first` on, with zero before the first that is there and after the last."""
+    begin = min(max(0, -first), count)
+    end = max(begin, min(count, source.shape[2] - first))
+    for j in range(begin):
+        scratch[worker, at + j] = 0
+    if source.strides[2] == source.itemsize and end > begin:
+        copy_bytes(
+            address_of(scratch) + worker * scratch.strides[0] + (at + begin) * scratch.itemsize,
+            address_of(source) + item * source.strides[0] + channel * source.strides[1]
+            + (first + begin) * source.itemsize,
+            (end - begin) * source.itemsize,
+        )  # fmt: skip
+    else:
+        for j in range(begin, end):
+            scratch[worker, at + j] = source[item, channel, first + j]
+    for j in range(end, count):
+        scratch[worker, at + j] = 0
+
+
+@helper
+def add_samples(source, item, first, count, add_rows, lanes, scratch, worker, sums, given, stretch):
+    """Add an item's samples of so many channels to the sums of their lanes, by the C function at an address.
+
+    Those of a channel are at scratch[worker, sums + channel·lanes]; a row that is not contiguous passes, so many
+    samples at once, through scratch[worker, given].
+    """
+    size, length = source.itemsize, source.shape[2]
+    scratch_at = address_of(scratch) + worker * scratch.strides[0]
+    if source.strides[2] == size:
+        start = address_of(source) + item * source.strides[0] + first * source.strides[1]
+        call_rows(add_rows, (start, source.strides[1], count, length, scratch_at + sums * size))
+        return
+    for channel in range(count):
+        for l in range(0, length, stretch):
+            own = min(stretch, length - l)
+            copy_padded(source, item, first + channel, l, own, scratch, worker, given)
+            sums_at = scratch_at + (sums + channel * lanes) * size
+            call_rows(add_rows, (scratch_at + given * size, 0, 1, own, sums_at))
 
 
 @helper

@@ -16,27 +16,26 @@ the length alone, so threads change no bit.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_tile, integers
-from .rows import count_below, first_not_below, nothing_of, to_line
-from .target import CACHE_LINE
+from .intrinsics import address_of, call_move, call_rows, call_tile, integers
+from .rows import add_samples, count_below, first_not_below, nothing_of, to_line
+from .target import LONGEST_STRETCH
 from .weight_layout import WeightSizes
 
 sizes_in = integers(len(WeightSizes._fields))
 
 
-@kernel("r3 r3 n1 n1 n1 n2 i i i n1 i o2 c2 c2 c1 w3")
+@kernel("r3 r3 n1 n1 n1 n2 n1 i o2 c2 c2 c1 w3 w1")
 def product(
-    grad_output, input, planes, shifts, taps, tiles, interleave, lay_out, transpose, numbers, workers, offsets,
-    scratch, sums, infinite, grad_weight
+    grad_output, input, planes, shifts, taps, tiles, numbers, workers, offsets, scratch, sums, infinite, grad_weight,
+    grad_bias,
 ):  # fmt: skip
     """Workers share (group, block of strips, part of the rows) out evenly.
 
     `taps` is the tap of each (shift, plane), or -1; `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors
-    that store, and of those that add; `interleave`, `lay_out` and `transpose` (of elements that are all planes of a
-    position) those of moves, 0 where there is none; `numbers` are a WeightSizes. Scratch: offsets (workers, stretch),
-    scratch (workers, slab, panel, sums of a tile and what it starts from), sums (workers, rows that wait together ·
-    shifts · strips · pitch). `infinite` gets a NaN where a sum is not finite, which an input may have done to it that
-    meets no sample.
+    that store, and of those that add; `numbers` are a WeightSizes, which says where all lies in `scratch` (workers, -).
+    Other scratch: offsets (workers, stretch), sums (workers, rows that wait together · shifts · strips · pitch).
+    `infinite` gets a NaN where a sum is not finite, which an input may have done to it that meets no sample. The bias
+    has a gradient where `grad_bias` has elements: a row is added up when it is first met.
     """
     sizes = WeightSizes(*sizes_in(numbers))
     rows, strip, groups, parts, pitch = sizes.rows, sizes.strip, sizes.groups, sizes.parts, sizes.pitch
@@ -50,18 +49,16 @@ def product(
     row_size = shifts.size * shift_size
     item_rows = length + shifts[shifts.size - 1]
     size = scratch.itemsize
-    line = CACHE_LINE // size  # every vector of a slab and of sums lies in one cache line
     strip_size = sizes.slab_rows * pitch
-    slab_size = sizes.strips * strip_size
-    panel_size = -(-sizes.stretch * rows // line) * line
     row_tiles = -(-group_rows // rows)
     tasks = groups * blocks * parts
     for worker in prange(workers):
-        own_scratch = scratch[worker, to_line(scratch[worker]) :]
-        slab, panel = own_scratch[:slab_size], own_scratch[slab_size : slab_size + panel_size]
-        tile_sums = address_of(own_scratch) + (slab_size + panel_size) * size
-        nothing = tile_sums + rows * tiles.shape[1] * sizes.lanes * size  # what a tile starts from
-        own_scratch[slab_size + panel_size + rows * tiles.shape[1] * sizes.lanes :] = 0
+        skipped = to_line(scratch[worker])  # every vector of a slab and of sums lies in one cache line
+        own_scratch = scratch[worker, skipped:]
+        slab, panel = own_scratch[: sizes.panel_at], own_scratch[sizes.panel_at : sizes.tile_at]
+        tile_sums = address_of(own_scratch) + sizes.tile_at * size
+        nothing = address_of(own_scratch) + sizes.start_at * size  # what a tile starts from
+        own_scratch[sizes.start_at : sizes.bias_at] = 0
         if strip * planes.size < pitch or group_channels % strip > 0:
             slab[:] = 0  # the columns that no channel fills: their sums are dropped, but subnormal ones would take long
         total = sums[worker, to_line(sums[worker]) :]
@@ -71,23 +68,32 @@ def product(
             first_channel = block * sizes.strips * strip
             channels = min(sizes.strips * strip, group_channels - first_channel)
             tile_begin, tile_end = part * row_tiles // parts, (part + 1) * row_tiles // parts
+            adds_up = grad_bias.size > 0 and part == 0
+            if adds_up:
+                own_scratch[sizes.bias_at : sizes.totals_at] = 0
             for begin in range(tile_begin, tile_end, sizes.waiting):
                 end = min(begin + sizes.waiting, tile_end)
                 for term in range(0, terms, sizes.stretch):
                     term_end = min(term + sizes.stretch, terms)
                     if begin == tile_begin or terms > sizes.stretch:  # else they are still there
                         first_row = term // length * item_rows + term % length
+                        if adds_up and begin == tile_begin:
+                            for item in range(-(-term // length), -(-term_end // length)):
+                                add_samples(
+                                    grad_output, item, group * group_channels + first_channel, channels,
+                                    sizes.add_rows, sizes.lanes, scratch, worker, skipped + sizes.bias_at,
+                                    skipped + sizes.row_at, LONGEST_STRETCH,
+                                )  # fmt: skip
                         pack_planes(
                             grad_output, planes, sizes, group, first_channel, channels, term, term_end, item_rows,
-                            length, lay_out, transpose, slab,
+                            length, slab,
                         )  # fmt: skip
                         for r in range(term, term_end):
                             offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * pitch
                     for row_tile in range(begin, end):
                         row = row_tile * rows
                         pack_inputs(
-                            input, group * group_rows + row, min(rows, group_rows - row), rows, term, term_end,
-                            sizes.lanes, interleave, panel,
+                            input, group * group_rows + row, min(rows, group_rows - row), sizes, term, term_end, panel
                         )  # fmt: skip
                         add_stretch(
                             address_of(panel), address_of(slab), address_of(offsets) + worker * offsets.strides[0],
@@ -97,9 +103,14 @@ def product(
                         )  # fmt: skip
                 for row in range(begin * rows, min(end * rows, group_rows)):
                     check += store_taps(
-                        total, (row - begin * rows) * row_size, taps, planes.size, sizes, lay_out, first_channel,
-                        channels, group * group_rows + row, grad_weight,
+                        total, (row - begin * rows) * row_size, taps, planes.size, sizes, first_channel, channels,
+                        group * group_rows + row, grad_weight,
                     )  # fmt: skip
+            if adds_up:
+                at = address_of(own_scratch)
+                call_rows(sizes.add_lanes, (at + sizes.bias_at * size, channels, at + sizes.totals_at * size))
+                for c in range(channels):
+                    grad_bias[group * group_channels + first_channel + c] = own_scratch[sizes.totals_at + c]
         infinite[worker] = check
 
 
@@ -124,22 +135,25 @@ def add_stretch(
 
 
 @helper
-def store_taps(sums, begin, taps, planes, sizes, lay_out, first_channel, channels, row, grad_weight):
+def store_taps(sums, begin, taps, planes, sizes, first_channel, channels, row, grad_weight):
     """Put the sums of each (shift, plane) where its tap stands, for a row of weights; NaN where one is not finite."""
     size, strip, pitch = grad_weight.itemsize, sizes.strip, sizes.pitch
     moved = 0
-    if lay_out != 0 and grad_weight.strides[2] == size and grad_weight.strides[1] % size == 0:
+    if sizes.lay_out != 0 and grad_weight.strides[2] == size and grad_weight.strides[1] % size == 0:
         moved = sizes.in_order
+    run = channels if strip * planes == pitch else strip  # channels whose sums are neighbours
+    whole = channels // strip
+    used = whole * pitch + (channels - whole * strip) * planes
     check = grad_weight.dtype.type(0)
-    for s in range(-(-channels // strip)):
-        channel, own = first_channel + s * strip, min(strip, channels - s * strip)
-        to = address_of(grad_weight) + row * grad_weight.strides[0] + channel * grad_weight.strides[1]
-        for h in range(taps.size // planes):
-            at = begin + (h * sizes.strips + s) * pitch
-            check += nothing_of(sums, at, at + own * planes)
+    for h in range(taps.size // planes):
+        shift_at = begin + h * sizes.strips * pitch
+        check += nothing_of(sums, shift_at, shift_at + used)
+        for first in range(0, channels, run):
+            at, channel, own = shift_at + first // strip * pitch, first_channel + first, min(run, channels - first)
             if h < moved:
+                to = address_of(grad_weight) + row * grad_weight.strides[0] + channel * grad_weight.strides[1]
                 call_move(
-                    lay_out, address_of(sums) + at * size, planes, own, to + h * planes * size,
+                    sizes.lay_out, address_of(sums) + at * size, planes, own, to + h * planes * size,
                     grad_weight.strides[1] // size,
                 )  # fmt: skip
                 continue
@@ -152,9 +166,9 @@ def store_taps(sums, begin, taps, planes, sizes, lay_out, first_channel, channel
 
 
 @helper
-def pack_inputs(input, channel, channels, rows, term, term_end, lanes, interleave, panel):
+def pack_inputs(input, channel, channels, sizes, term, term_end, panel):
     """Let panel[r, m] be input channel + m at term r."""
-    length = input.shape[2]
+    length, rows, lanes = input.shape[2], sizes.rows, sizes.lanes
     size = panel.itemsize
     contiguous = channels == rows and input.strides[2] == size and input.strides[1] % size == 0
     item, t, done = term // length, term % length, 0
@@ -164,10 +178,10 @@ def pack_inputs(input, channel, channels, rows, term, term_end, lanes, interleav
             source = address_of(input) + item * input.strides[0] + channel * input.strides[1] + t * size
             to = address_of(panel) + done * rows * size
             step = input.strides[1] // size
-            call_move(interleave, source, step, run - run % lanes, to, rows)
+            call_move(sizes.interleave, source, step, run - run % lanes, to, rows)
             if run % lanes > 0:  # the last vector, where the run ends
                 last = run - lanes
-                call_move(interleave, source + last * size, step, lanes, to + last * rows * size, rows)
+                call_move(sizes.interleave, source + last * size, step, lanes, to + last * rows * size, rows)
         else:
             for m in range(channels):
                 for j in range(run):
@@ -181,10 +195,7 @@ def pack_inputs(input, channel, channels, rows, term, term_end, lanes, interleav
 
 
 @helper
-def pack_planes(
-    grad_output, planes, sizes, group, first_channel, channels, term, term_end, item_rows, length, lay_out, transpose,
-    slab,
-):  # fmt: skip
+def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term, term_end, item_rows, length, slab):
     """Let a strip's row hold the planes of its channels at a position, for all positions that the terms reach."""
     channel = group * (grad_output.shape[1] // sizes.groups) + first_channel
     output_length = grad_output.shape[2]
@@ -194,7 +205,7 @@ def pack_planes(
     size, strip, pitch = slab.itemsize, sizes.strip, sizes.pitch
     # the planes of a position are neighbours, and those of all positions are all samples
     contiguous = grad_output.strides[2] == size and planes[planes.size - 1] - planes[0] == planes.size - 1
-    square = sizes.lanes // planes.size if contiguous and transpose != 0 and planes.size == sizes.stride else 1
+    square = sizes.lanes // planes.size if contiguous and sizes.transpose != 0 and planes.size == sizes.stride else 1
     c = 0
     while c < channels:
         place = c % strip
@@ -216,16 +227,16 @@ def pack_planes(
             if together > 1:
                 squares += (stop - first) // together * together
                 call_move(
-                    transpose, source_at + first * sizes.stride * size, grad_output.strides[1], squares - first,
+                    sizes.transpose, source_at + first * sizes.stride * size, grad_output.strides[1], squares - first,
                     target_at + first * pitch * size, pitch * size,
                 )  # fmt: skip
             moved = squares
-            if contiguous and lay_out != 0:
+            if contiguous and sizes.lay_out != 0:
                 moved = stop
                 for m in range(together):
                     call_move(
-                        lay_out, source_at + m * grad_output.strides[1] + squares * sizes.stride * size, sizes.stride,
-                        stop - squares, target_at + (squares * pitch + m * planes.size) * size, pitch,
+                        sizes.lay_out, source_at + m * grad_output.strides[1] + squares * sizes.stride * size,
+                        sizes.stride, stop - squares, target_at + (squares * pitch + m * planes.size) * size, pitch,
                     )  # fmt: skip
             for m in range(together):
                 to = column + done * pitch + m * planes.size

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import microkernels, moves, target
+from . import microkernels, moves, row_sums, target
 from .layout import BLOCK, tile_shape, tile_vectors
 
 STRETCH = 512  # terms of time that a tile sums up, at most
@@ -43,6 +43,18 @@ class WeightSizes(NamedTuple):
     stride: int
     crop_left: int
     in_order: int  # shifts whose planes are neighbouring taps
+    interleave: int  # addresses of moves, or 0
+    lay_out: int
+    transpose: int
+    add_rows: int  # addresses of the sums of rows and of their lanes
+    add_lanes: int
+    panel_at: int  # where these lie in a worker's scratch memory, after the slab, in elements
+    tile_at: int  # sums of a tile
+    start_at: int  # what a tile starts from
+    bias_at: int  # sums of the lanes of a block's channels
+    totals_at: int  # and of their lanes
+    row_at: int  # samples of a row that is not contiguous
+    scratch_size: int  # of all that
 
 
 class WeightLayout(NamedTuple):
@@ -68,12 +80,8 @@ class WeightCall(NamedTuple):
     layout: WeightLayout
     numbers: Any  # a WeightSizes, as an array
     tiles: Any  # (2, vectors): addresses of those that store, and of those that add
-    interleave: int  # addresses of moves, or 0
-    lay_out: int
-    transpose: int
-    stretch: int
-    scratch_size: int  # of a worker, in elements
-    sums_size: int  # likewise
+    sizes: WeightSizes
+    sums_size: int  # of a worker, in elements
 
 
 class WeightProblem(NamedTuple):
@@ -97,19 +105,12 @@ def weight_call(plan: Plan, problem: WeightProblem) -> WeightCall | None:
         return None
     sizes, itemsize = weight_sizes(own, plan.stride, problem), problem.itemsize
     tiles = [microkernels.tiles(itemsize, own.lanes, own.rows, own.vectors, 1, 1, adds=adds) for adds in (False, True)]
-    tile_size = own.rows * own.vectors * own.lanes
-    line = target.CACHE_LINE // itemsize
-    panel_size = -(-sizes.stretch * own.rows // line) * line
     return WeightCall(
         own,
         np.array(sizes),
         np.stack([addresses[: own.vectors] for addresses in tiles]),
-        moves.moves.interleave(itemsize, own.lanes, own.rows),
-        moves.moves.lay_out(itemsize, len(own.planes)),
-        moves.moves.transpose(len(own.planes) * itemsize),
-        sizes.stretch,
-        sizes.strips * sizes.slab_rows * sizes.pitch + panel_size + tile_size + own.rows + line,
-        sizes.waiting * own.rows * len(own.shifts) * sizes.strips * sizes.pitch + line,
+        sizes,
+        sizes.waiting * own.rows * len(own.shifts) * sizes.strips * sizes.pitch + target.CACHE_LINE // itemsize,
     )
 
 
@@ -208,17 +209,44 @@ def _column_size(own: WeightLayout, problem: WeightProblem, rows: int) -> int:
 
 def weight_sizes(own: WeightLayout, stride: int, problem: WeightProblem) -> WeightSizes:
     """The sizes of a call."""
-    groups, batch, length, row_channels, channels, workers, crop_left, itemsize = problem
+    itemsize = problem.itemsize
     stretch, slab_rows = _stretch(problem), _slab_rows(own, problem)
     room = MOST_BYTES // itemsize // _column_size(own, problem, own.rows) // own.lanes * own.lanes
     strip = max(1, min(own.strip, room // len(own.planes)))
     pitch = -(-strip * len(own.planes) // own.lanes) * own.lanes
+    strips, parts, waiting = _shares(own, problem, strip, pitch)
+    line = target.CACHE_LINE // itemsize
+    places = [strips * slab_rows * pitch]  # where one thing ends and the next begins
+    for size in (
+        -(-stretch * own.rows // line) * line,
+        own.rows * own.vectors * own.lanes,
+        -(-own.rows // line) * line,
+        strips * strip * own.lanes,
+        strips * strip,
+        target.LONGEST_STRETCH,
+    ):
+        places.append(places[-1] + size)
+    panel_at, tile_at, start_at, bias_at, totals_at, row_at, end = places
+    return WeightSizes(
+        lanes=own.lanes, rows=own.rows, block=BLOCK, stretch=stretch, groups=problem.groups, parts=parts,
+        waiting=waiting, strip=strip, pitch=pitch, strips=strips, slab_rows=slab_rows, stride=stride,
+        crop_left=problem.crop_left, in_order=own.in_order,
+        interleave=moves.moves.interleave(itemsize, own.lanes, own.rows),
+        lay_out=moves.moves.lay_out(itemsize, len(own.planes)),
+        transpose=moves.moves.transpose(len(own.planes) * itemsize),
+        add_rows=row_sums.rows(itemsize), add_lanes=row_sums.lanes(itemsize), panel_at=panel_at, tile_at=tile_at,
+        start_at=start_at, bias_at=bias_at, totals_at=totals_at, row_at=row_at, scratch_size=end + line,
+    )  # fmt: skip
+
+
+def _shares(own: WeightLayout, problem: WeightProblem, strip: int, pitch: int) -> tuple[int, int, int]:
+    """Strips of a block, parts that the rows are cut into, and tiles of rows whose sums wait together."""
+    groups, batch, length, row_channels, channels, workers, _, itemsize = problem
     row_tiles = -(-row_channels // own.rows)
     strips = -(-channels // strip)
-    most = max(1, min(strips, SLAB_BYTES // itemsize // (slab_rows * pitch)))
+    most = max(1, min(strips, SLAB_BYTES // itemsize // (_slab_rows(own, problem) * pitch)))
     sum_rows = own.rows * len(own.shifts) * pitch  # elements of a strip's sums of a tile of rows
-
-    at_once = stretch == batch * length  # then no sum waits for another
+    at_once = _stretch(problem) == batch * length  # then no sum waits for another
 
     def waiting(count: int) -> int:
         return 1 if at_once else max(1, SUMS_BYTES // itemsize // (sum_rows * count))
@@ -239,9 +267,4 @@ def weight_sizes(own: WeightLayout, stride: int, problem: WeightProblem) -> Weig
     parts = 1 if tasks >= 4 * workers else min(row_tiles, workers // math.gcd(tasks, workers))
     part_tiles = -(-row_tiles // parts)
     chunks = -(-part_tiles // waiting(block_strips))
-    together = 1 if at_once else -(-part_tiles // chunks)
-    return WeightSizes(
-        lanes=own.lanes, rows=own.rows, block=BLOCK, stretch=stretch, groups=groups, parts=parts,
-        waiting=together, strip=strip, pitch=pitch, strips=block_strips, slab_rows=slab_rows, stride=stride,
-        crop_left=crop_left, in_order=own.in_order,
-    )  # fmt: skip
+    return block_strips, parts, 1 if at_once else -(-part_tiles // chunks)

@@ -145,8 +145,9 @@ class CudaEngine:
         precision: Precision,
         stream: Queue,
         grad_weight: Any,
+        grad_bias: Any | None,
     ) -> None:
-        """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
+        """Overwrite grad_weight (C_in, C_out/groups, K), and grad_bias (C_out) or None, from grad_output and input."""
         plan = geometry.plan
         operands = (grad_output, input, plan.stride, plan.dilation, geometry.crops.left, groups, grad_weight)
         if algorithm == "tiled" and arrays.has_tensor_cores(stream):
@@ -157,6 +158,8 @@ class CudaEngine:
             _launch(grad_weight_kernels.scatter, launch.thread_each(input.size), stream, *operands)
         else:
             _launch(grad_weight_kernels.gather, launch.block_each(grad_weight.size), stream, *operands)
+        if grad_bias is not None:
+            self.grad_bias(grad_output, algorithm, stream, grad_bias)
 
     def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: Queue, grad_bias: Any) -> None:
         """Overwrite grad_bias (C_out) from grad_output."""
