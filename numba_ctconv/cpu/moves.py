@@ -16,6 +16,7 @@ from .emitter import I64, Emitter, c_function
 MOST_ROWS = 12
 # source, its step, count, target, its step
 LONGEST_RUN = 32
+AHEAD = 1024  # bytes that are asked for ahead
 SIGNATURE = types.void(*[types.int64] * 5)
 # source, step and count of term channels, step of row channels, step and count of taps, target
 PACK_SIGNATURE = types.void(*[types.int64] * 7)
@@ -91,19 +92,25 @@ def transpose(typingctx, double, lanes, source, source_step, count, target, targ
 
 
 @intrinsic(prefer_literal=True)
-def lay_out(typingctx, double, run, source, source_step, count, target, target_step):
-    """Emit target[j·target_step + p] = source[j·source_step + p] for j below count and p below run."""
+def lay_out(typingctx, double, run, asks, source, source_step, count, target, target_step):
+    """Emit target[j·target_step + p] = source[j·source_step + p] for j below count and p below run.
+
+    Where it `asks`, it asks for what it will write, which then is new to the caches.
+    """
 
     def codegen(context, builder, signature, args):
-        source, source_step, count, target, target_step = args[2:]
+        source, source_step, count, target, target_step = args[3:]
         emit = Emitter(builder, double.literal_value, run.literal_value)
         with emit.loop(count, I64(1)) as loop:
             j = loop.index
             value = emit.load(emit.element_at(source, builder.mul(j, source_step)))
-            emit.store(value, emit.element_at(target, builder.mul(j, target_step)))
+            to = emit.element_at(target, builder.mul(j, target_step))
+            if asks.literal_value:
+                emit.prefetch(builder.add(to, I64(AHEAD)), write=True)
+            emit.store(value, to)
         return context.get_dummy_value()
 
-    return types.void(double, run, *[types.int64] * 5), codegen
+    return types.void(double, run, asks, *[types.int64] * 5), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -151,9 +158,9 @@ class CompiledMoves:
         """The address of the packing of panels whose rows are runs of so many channels."""
         return self._address(_compile_pack_runs, int(itemsize == 8), run, channels)
 
-    def lay_out(self, itemsize: int, run: int) -> int:
+    def lay_out(self, itemsize: int, run: int, *, asks: bool = False) -> int:
         """The address of the move of runs of such a length; 0 where they are too long for registers."""
-        return self._address(_compile_lay_out, int(itemsize == 8), run) if run <= LONGEST_RUN else 0
+        return self._address(_compile_lay_out, int(itemsize == 8), run, int(asks)) if run <= LONGEST_RUN else 0
 
     def _address(self, compiled: Any, *shape: int) -> int:
         key = (compiled, *shape)
@@ -187,11 +194,11 @@ def _compile_transpose(double: int, lanes: int) -> Any:
     return c_function(function, SIGNATURE, f"moves.transpose-{double}-{lanes}")
 
 
-def _compile_lay_out(double: int, run: int) -> Any:
+def _compile_lay_out(double: int, run: int, asks: int) -> Any:
     def function(source, source_step, count, target, target_step):
-        lay_out(double, run, source, source_step, count, target, target_step)
+        lay_out(double, run, asks, source, source_step, count, target, target_step)
 
-    return c_function(function, SIGNATURE, f"moves.lay_out-{double}-{run}")
+    return c_function(function, SIGNATURE, f"moves.lay_out-{double}-{run}-{asks}")
 
 
 def _compile_pack_runs(double: int, run: int, channels: int) -> Any:

@@ -45,8 +45,7 @@ def product(
     all_strips = -(-group_channels // strip)
     blocks = -(-all_strips // sizes.strips)
     terms = batch * length
-    shift_size = sizes.strips * pitch
-    row_size = shifts.size * shift_size
+    row_size = shifts.size * (sizes.together // strip) * pitch
     item_rows = length + shifts[shifts.size - 1]
     size = scratch.itemsize
     strip_size = sizes.slab_rows * pitch
@@ -95,16 +94,23 @@ def product(
                         pack_inputs(
                             input, group * group_rows + row, min(rows, group_rows - row), sizes, term, term_end, panel
                         )  # fmt: skip
-                        add_stretch(
-                            address_of(panel), address_of(slab), address_of(offsets) + worker * offsets.strides[0],
-                            term_end - term, shifts, planes.size, sizes, channels, strip_size * size,
-                            tiles[0 if term == 0 else 1], nothing, tile_sums, row_size,
-                            address_of(total) + (row_tile - begin) * rows * row_size * size, size,
-                        )  # fmt: skip
-                for row in range(begin * rows, min(end * rows, group_rows)):
-                    check += store_taps(
-                        total, (row - begin * rows) * row_size, taps, planes.size, sizes, first_channel, channels,
-                        group * group_rows + row, grad_weight,
+                        for c in range(0, channels, sizes.together):
+                            own = min(sizes.together, channels - c)
+                            add_stretch(
+                                address_of(panel), address_of(slab) + c // strip * strip_size * size,
+                                address_of(offsets) + worker * offsets.strides[0], term_end - term, shifts, planes.size,
+                                sizes, own, strip_size * size, tiles[0 if term == 0 else 1], nothing, tile_sums,
+                                row_size, address_of(total) + (row_tile - begin) * rows * row_size * size, size,
+                            )  # fmt: skip
+                            if terms <= sizes.stretch:
+                                check += store_rows(
+                                    total, row_size, taps, planes.size, sizes, first_channel + c, own, group, row,
+                                    min(row + rows, group_rows), group_rows, grad_weight,
+                                )  # fmt: skip
+                if terms > sizes.stretch:
+                    check += store_rows(
+                        total, row_size, taps, planes.size, sizes, first_channel, channels, group, begin * rows,
+                        min(end * rows, group_rows), group_rows, grad_weight,
                     )  # fmt: skip
             if adds_up:
                 at = address_of(own_scratch)
@@ -119,7 +125,7 @@ def add_stretch(
     panel, slab, offsets, terms, shifts, planes, sizes, channels, strip_bytes, tiles, nothing, tile_sums, row_size,
     total, size,
 ):  # fmt: skip
-    """Multiply a tile's rows by all strips of a slab, shift by shift: a strip stays in the caches meanwhile."""
+    """Multiply a tile's rows by the strips of so many channels, shift by shift: a strip stays in a cache meanwhile."""
     for s in range(-(-channels // sizes.strip)):
         vectors = -(-min(sizes.strip, channels - s * sizes.strip) * planes // sizes.lanes)
         shares = -(-vectors // tiles.size)  # even ones: the narrowest tiles are the slowest
@@ -130,8 +136,23 @@ def add_stretch(
                     tiles[end - done - 1], panel,
                     slab + s * strip_bytes + (shifts[h] * sizes.pitch + done * sizes.lanes) * size, offsets, terms,
                     sizes.block, nothing, tile_sums,
-                    total + ((h * sizes.strips + s) * sizes.pitch + done * sizes.lanes) * size, row_size,
+                    total + ((h * (sizes.together // sizes.strip) + s) * sizes.pitch + done * sizes.lanes) * size,
+                    row_size,
                 )  # fmt: skip
+
+
+@helper
+def store_rows(
+    sums, row_size, taps, planes, sizes, channel, channels, group, begin, end, group_rows, grad_weight
+):  # fmt: skip
+    """Store the sums of the rows from `begin` to `end` of a group; NaN where one is not finite."""
+    check = grad_weight.dtype.type(0)
+    for row in range(begin, end):
+        check += store_taps(
+            sums, (row - begin) * row_size, taps, planes, sizes, channel, channels, group * group_rows + row,
+            grad_weight,
+        )  # fmt: skip
+    return check
 
 
 @helper
@@ -146,15 +167,15 @@ def store_taps(sums, begin, taps, planes, sizes, first_channel, channels, row, g
     used = whole * pitch + (channels - whole * strip) * planes
     check = grad_weight.dtype.type(0)
     for h in range(taps.size // planes):
-        shift_at = begin + h * sizes.strips * pitch
+        shift_at = begin + h * (sizes.together // strip) * pitch
         check += nothing_of(sums, shift_at, shift_at + used)
         for first in range(0, channels, run):
             at, channel, own = shift_at + first // strip * pitch, first_channel + first, min(run, channels - first)
             if h < moved:
                 to = address_of(grad_weight) + row * grad_weight.strides[0] + channel * grad_weight.strides[1]
                 call_move(
-                    sizes.lay_out, address_of(sums) + at * size, planes, own, to + h * planes * size,
-                    grad_weight.strides[1] // size,
+                    sizes.store if h == 0 else sizes.lay_out, address_of(sums) + at * size, planes, own,
+                    to + h * planes * size, grad_weight.strides[1] // size,
                 )  # fmt: skip
                 continue
             for p in range(planes):

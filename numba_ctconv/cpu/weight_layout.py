@@ -17,6 +17,7 @@ from .layout import BLOCK, tile_shape, tile_vectors
 STRETCH = 512  # terms of time that a tile sums up, at most
 SLAB_BYTES = 1024 * 1024  # what the columns of a block take of the second-level cache for a stretch
 SUMS_BYTES = 2 * 1024 * 1024  # that wait while time passes, asked for ahead by the tiles that add to them
+STORED_BYTES = 128 * 1024  # of sums that wait for nothing but to be stored, near the first-level cache
 MOST_BYTES = 6 * 1024 * 1024  # of a slab and the sums of a tile's rows
 MOST_ROWS = 16  # of a tile on any machine
 WIDEST_STRIP = 4  # full tiles
@@ -39,12 +40,14 @@ class WeightSizes(NamedTuple):
     strip: int  # output channels whose planes lie side by side in a slab
     pitch: int  # of a strip's rows
     strips: int  # of a block
+    together: int  # channels whose sums of a tile of rows wait together
     slab_rows: int
     stride: int
     crop_left: int
     in_order: int  # shifts whose planes are neighbouring taps
     interleave: int  # addresses of moves, or 0
     lay_out: int
+    store: int  # as lay_out, asking for its target where each line of a cache holds some of it
     transpose: int
     add_rows: int  # addresses of the sums of rows and of their lanes
     add_lanes: int
@@ -103,14 +106,15 @@ def weight_call(plan: Plan, problem: WeightProblem) -> WeightCall | None:
     own = weight_layout(plan, problem)
     if own is None:
         return None
-    sizes, itemsize = weight_sizes(own, plan.stride, problem), problem.itemsize
+    sizes, itemsize = weight_sizes(own, plan, problem), problem.itemsize
     tiles = [microkernels.tiles(itemsize, own.lanes, own.rows, own.vectors, 1, 1, adds=adds) for adds in (False, True)]
     return WeightCall(
         own,
         np.array(sizes),
         np.stack([addresses[: own.vectors] for addresses in tiles]),
         sizes,
-        sizes.waiting * own.rows * len(own.shifts) * sizes.strips * sizes.pitch + target.CACHE_LINE // itemsize,
+        sizes.waiting * own.rows * len(own.shifts) * sizes.together // sizes.strip * sizes.pitch
+        + target.CACHE_LINE // itemsize,
     )
 
 
@@ -207,7 +211,7 @@ def _column_size(own: WeightLayout, problem: WeightProblem, rows: int) -> int:
     return _slab_rows(own, problem) + rows * len(own.shifts)
 
 
-def weight_sizes(own: WeightLayout, stride: int, problem: WeightProblem) -> WeightSizes:
+def weight_sizes(own: WeightLayout, plan: Plan, problem: WeightProblem) -> WeightSizes:
     """The sizes of a call."""
     itemsize = problem.itemsize
     stretch, slab_rows = _stretch(problem), _slab_rows(own, problem)
@@ -215,6 +219,9 @@ def weight_sizes(own: WeightLayout, stride: int, problem: WeightProblem) -> Weig
     strip = max(1, min(own.strip, room // len(own.planes)))
     pitch = -(-strip * len(own.planes) // own.lanes) * own.lanes
     strips, parts, waiting = _shares(own, problem, strip, pitch)
+    stored = strips
+    if stretch == problem.batch * problem.length:  # then they are stored at once
+        stored = max(1, min(strips, STORED_BYTES // itemsize // (own.rows * len(own.shifts) * pitch)))
     line = target.CACHE_LINE // itemsize
     places = [strips * slab_rows * pitch]  # where one thing ends and the next begins
     for size in (
@@ -229,10 +236,11 @@ def weight_sizes(own: WeightLayout, stride: int, problem: WeightProblem) -> Weig
     panel_at, tile_at, start_at, bias_at, totals_at, row_at, end = places
     return WeightSizes(
         lanes=own.lanes, rows=own.rows, block=BLOCK, stretch=stretch, groups=problem.groups, parts=parts,
-        waiting=waiting, strip=strip, pitch=pitch, strips=strips, slab_rows=slab_rows, stride=stride,
-        crop_left=problem.crop_left, in_order=own.in_order,
+        waiting=waiting, strip=strip, pitch=pitch, strips=strips, together=stored * strip, slab_rows=slab_rows,
+        stride=plan.stride, crop_left=problem.crop_left, in_order=own.in_order,
         interleave=moves.moves.interleave(itemsize, own.lanes, own.rows),
         lay_out=moves.moves.lay_out(itemsize, len(own.planes)),
+        store=moves.moves.lay_out(itemsize, len(own.planes), asks=plan.kernel_size * itemsize <= target.CACHE_LINE),
         transpose=moves.moves.transpose(len(own.planes) * itemsize),
         add_rows=row_sums.rows(itemsize), add_lanes=row_sums.lanes(itemsize), panel_at=panel_at, tile_at=tile_at,
         start_at=start_at, bias_at=bias_at, totals_at=totals_at, row_at=row_at, scratch_size=end + line,
