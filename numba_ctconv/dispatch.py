@@ -11,6 +11,7 @@ from .checks import Algorithm, Precision
 from .forks import compiling
 from .geometry import Geometry
 
+PLAIN = (np.ndarray, type(None))
 DLPACK_CUDA = (2, 13)  # memory of a GPU, and memory that host and GPU share
 
 
@@ -120,12 +121,9 @@ def engine_of(values: dict[str, Any], optional: Collection[str] = ()) -> Engine:
     return cuda_engine(device) if device else cpu_engine()
 
 
-def are_plain(input: Any, weight: Any, *optional: Any) -> bool:
-    """Whether all are NumPy's own arrays, no subclass's, or None where they may be."""
-    plain = type(input) is type(weight) is np.ndarray
-    for value in optional:
-        plain = plain and (value is None or type(value) is np.ndarray)
-    return plain
+def are_plain(input: Any, weight: Any, bias: Any, out: Any) -> bool:
+    """Whether all are NumPy's own arrays, no subclass's; `bias` and `out` may be None."""
+    return type(input) is type(weight) is np.ndarray and type(bias) in PLAIN and type(out) in PLAIN
 
 
 @functools.cache

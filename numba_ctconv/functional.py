@@ -185,20 +185,20 @@ def forward(
     kept: dict[Any, Any] | None = None,
 ) -> Any:
     """conv_transpose1d with its integers checked; a layer gives what it keeps of its weight for the engine."""
-    given = {"input": input, "weight": weight, "bias": bias, "out": out}
     usual = output_size is None and precision is None and stream is None and type(algorithm) is str
     if usual and are_plain(input, weight, bias, out):
         engine, x, w, b, y = cpu_engine(), input, weight, bias, out  # the engine's own view of each is itself
         allowed, queue = engine.precisions[0], None
         chosen, geometry, shape = shapes.plain_forward(
-            engine, p, algorithm, x.dtype, x.shape, w.dtype, w.shape,
-            None if b is None else b.dtype, None if b is None else b.shape, None if out is None else out.dtype,
+            engine, p, algorithm, x.dtype, x.shape, w.dtype, w.shape, b is not None and (b.dtype, b.shape),
+            out is not None and (out.dtype, out.shape, out.strides),
         )  # fmt: skip
-        if out is not None:
-            _check_out(engine, given, given, {"out": shape})
-        else:
+        if out is None:
             out = y = engine.empty(shape, x.dtype, input, queue)
+        else:
+            _check_memory(engine, "out", out, out, {"input": x, "weight": w, "bias": b})
     else:
+        given = {"input": input, "weight": weight, "bias": bias, "out": out}
         engine = engine_of(given, optional=("bias", "out"))
         chosen = checks.algorithm(algorithm, engine.algorithms)
         allowed = chosen_precision(precision, engine.precisions)
@@ -211,7 +211,9 @@ def forward(
         if out is None:
             out = engine.empty(shape, x.dtype, input, queue)
             y = engine.operands({"out": out})["out"]
-    engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, allowed, queue, kept, _batched(engine, y))
+    if len(shape) == 2:
+        x, y = engine.batched(x), engine.batched(y)
+    engine.forward(x, w, b, geometry, p.groups, chosen, allowed, queue, kept, y)
     return out
 
 
@@ -334,12 +336,17 @@ def _check_out(
         if array is None:
             continue
         checks.output_array(array, name, shape, dtype)
-        if not engine.writeable(values[name]):
-            checks.read_only(name)
-        for other, taken in seen.items():
-            if engine.overlap(array, taken):
-                checks.overlapping(name, other)
+        _check_memory(engine, name, values[name], array, seen)
         seen[name] = array
+
+
+def _check_memory(engine: Engine, name: str, value: Any, array: Any, others: dict[str, Any]) -> None:
+    """Hold an `out` against the memory that it may not be: what can't be written, and that of the others."""
+    if not engine.writeable(value):
+        checks.read_only(name)
+    for other, taken in others.items():
+        if taken is not None and engine.overlap(array, taken):
+            checks.overlapping(name, other)
 
 
 def _batched(engine: Engine, array: Any) -> Any:

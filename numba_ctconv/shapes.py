@@ -22,22 +22,23 @@ def plain_forward(
     input_shape: tuple[int, ...],
     weight_dtype: Any,
     weight_shape: tuple[int, ...],
-    bias_dtype: Any,
-    bias_shape: tuple[int, ...] | None,
-    out_dtype: Any,
+    bias: Any,
+    out: Any,
 ) -> tuple[Algorithm, Geometry, tuple[int, ...]]:
     """All that is checked of a call on NumPy arrays by what they are, not by where: the algorithm and :func:`forward`.
 
-    A dtype is None where the array is.
+    `bias` is (dtype, shape) and `out` (dtype, shape, strides); False where there is none.
     """
     chosen = checks.algorithm(algorithm, engine.algorithms)
     x, w = Described(input_dtype, input_shape), Described(weight_dtype, weight_shape)
-    b = None if bias_shape is None else Described(bias_dtype, bias_shape)
-    out = None if out_dtype is None else Described(out_dtype, ())
-    for name, array in (("input", x), ("weight", w), ("bias", b), ("out", out)):
+    b, y = (Described(*given) if given else None for given in (bias, out))
+    for name, array in (("input", x), ("weight", w), ("bias", b), ("out", y)):
         if array is not None:
             checks.floating(array, name, engine.dtypes)
-    return chosen, *of_forward(p, None, chosen, x, w, b)
+    geometry, shape = of_forward(p, None, chosen, x, w, b)
+    if y is not None:
+        checks.output_array(y, "out", shape, x.dtype)
+    return chosen, geometry, shape
 
 
 def of_forward(

@@ -85,8 +85,7 @@ def filled():
         """Never compiled."""
 
     kernel = compilation.Kernel(none, ["r1", "i", "w1"])
-    kernel.compiled[np.dtype(np.float64)] = lambda *_: ran.append("parallel")
-    kernel.serial[np.dtype(np.float64)] = lambda *_: ran.append("serial")
+    kernel.compiled[np.dtype(np.float64)] = lambda *_: ran.append("serial"), lambda *_: ran.append("parallel")
 
     def call(workers):
         kernel(np.ones(1), workers, np.ones(1))

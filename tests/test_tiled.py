@@ -215,8 +215,8 @@ def test_rows_of_tiles_and_copied_rows_give_the_same_bits(dtype):
     assert family.many_streams(64)
     for length in (400, 40):
         part = x[..., :length]
-        problem = blocks.Problem(1, part.shape, part.strides, 64, x.itemsize, 1, True, 0, 0, 0, length)
-        sizes = blocks.sizes_of(family, problem, packed=True)
+        problem = blocks.Problem(1, part.shape, part.strides, 1, True, True, 0, 0, 0, length)
+        sizes = blocks.sizes_of(family, problem)
         reads.append((sizes.in_place, sizes.row_sums > 0))
     assert reads == [(1, True), (0, False)]
     whole = nc.conv_transpose1d(x, w, stride=2)
@@ -262,8 +262,8 @@ def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, param
     bias = rng.standard_normal(3 * parameters.get("groups", 1)).astype(dtype)
     taken = []
 
-    def counted(*arguments, size=blocks.sizes_of, **packed):
-        taken.append(size(*arguments, **packed))
+    def counted(*arguments, size=blocks.sizes_of):
+        taken.append(size(*arguments))
         return taken[-1]
 
     change(blocks, "sizes_of", counted)
@@ -414,8 +414,8 @@ def test_panels_that_a_call_makes_as_it_goes_have_the_bits_of_kept_ones(change, 
     x, w = rng.standard_normal((2, 22, 9)).astype(dtype), rng.standard_normal((22, 31, 7)).astype(dtype)
     taken = []
 
-    def counted(*arguments, size=blocks.sizes_of, **packed):
-        taken.append(size(*arguments, **packed))
+    def counted(*arguments, size=blocks.sizes_of):
+        taken.append(size(*arguments))
         return taken[-1]
 
     def results():

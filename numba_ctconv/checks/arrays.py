@@ -60,10 +60,11 @@ class StridedArray(Array, Protocol):
 
 
 class Described(NamedTuple):
-    """An array's dtype and shape, where nothing else is asked for."""
+    """An array's dtype and shape, where nothing else is asked for; strides, in bytes, of one that is written."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    strides: tuple[int, ...] = ()
 
 
 class Sizes(NamedTuple):

@@ -44,21 +44,17 @@ def forward(
         crop = geometry.crops.left
         first = crop // plan.stride
         positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
-        own = _kept(kept, ("rows", plan, groups), lambda: panels.of_rows(weight))
+        own = _packed(panels.of_rows, weight, plan, groups, kept)
         if own.finite:
             steps = (1, plan.shift(plan.kernel_size - 1), 0, 0, plan.stride, crop)
             _rows("forward", input, own.values, bias, plan, workers, steps, first, positions, output)
         return bool(own.finite)
-    key = ("forward", plan, groups)
-    packed = kept.get(key) if kept else None
-    if packed is None:
-        packed = _kept(kept, key, lambda: panels.of_forward(weight, plan, groups, now=kept is not None))
+    packed = _packed(panels.of_forward, weight, plan, groups, kept)
     if packed is None or not packed.finite:
         return False
     calls = blocks.forward_calls(
-        packed.layouts, geometry, groups, input.shape, input.strides, output.shape[1], output.itemsize, workers,
-        long, kept is not None,
-    )  # fmt: skip
+        packed.families, geometry, groups, input.shape, input.strides, workers, long, kept is not None
+    )
     return _product(input, bias, packed, calls, workers, output)
 
 
@@ -76,20 +72,17 @@ def grad_input(
     plan, crop, length = geometry.plan, geometry.crops.left, grad_input.shape[2]
     nothing = np.empty(0, grad_input.dtype)  # to start from
     if _is_depthwise(weight, groups) and depthwise_rows.fits(plan):
-        own = _kept(kept, ("rows", plan, groups), lambda: panels.of_rows(weight))
+        own = _packed(panels.of_rows, weight, plan, groups, kept)
         if own.finite:
             steps = (plan.stride, 0, depthwise_rows.ahead(plan, grad_input.itemsize), crop, 1, 0)
             _rows("grad_input", grad_output, own.values, nothing, plan, workers, steps, 0, length, grad_input)
         return bool(own.finite)
-    packed = _kept(
-        kept, ("grad_input", plan, groups), lambda: panels.of_grad_input(weight, plan, groups, now=kept is not None)
-    )
+    packed = _packed(panels.of_grad_input, weight, plan, groups, kept)
     if packed is None or not packed.finite:
         return False
     calls = blocks.grad_input_calls(
-        packed.layouts, geometry, groups, grad_output.shape, grad_output.strides, grad_input.shape[1],
-        grad_input.itemsize, workers, long, kept is not None,
-    )  # fmt: skip
+        packed.families, geometry, groups, grad_output.shape, grad_output.strides, workers, long, kept is not None
+    )
     return _product(grad_output, nothing, packed, calls, workers, grad_input)
 
 
@@ -104,13 +97,16 @@ def _is_depthwise(weight: Any, groups: int) -> bool:
     return bool(weight.shape[0] == groups and weight.shape[1] == 1)
 
 
-def _kept(kept: Kept | None, key: tuple[str, Plan, int], pack: Callable[[], Any]) -> Any:
-    """The packed weight of an operation, a plan and groups: the layer's, packed at its first use, or the call's."""
+def _packed(pack: Callable[..., Any], weight: Any, plan: Plan, groups: int, kept: Kept | None) -> Any:
+    """The weight packed in one of the ways of panels: the layer's, packed at its first use, or the call's."""
     if kept is None:
-        return pack()
-    if key not in kept:
-        kept[key] = pack()
-    return kept[key]
+        return pack(weight, plan, groups, now=False)
+    key = pack, plan, groups
+    try:
+        return kept[key]
+    except KeyError:
+        kept[key] = packed = pack(weight, plan, groups, now=True)
+        return packed
 
 
 def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan, workers: int,
@@ -148,17 +144,14 @@ def _product(source: Any, bias: Any, packed: Packed, calls: tuple[Call, ...], wo
 
     False where the panels are made here, of a weight that is not finite.
     """
-    weight = packed.weight
-    for family, values, (numbers, scratch_size, makes_panels) in zip(
-        packed.families, packed.panels, calls, strict=True
-    ):
+    for k, (panel_numbers, numbers, scratch_size, makes_panels) in enumerate(calls):
         scratch = np.empty(scratch_size, output.dtype)
-        made = scratch if makes_panels else values  # by the kernel itself, or when the layer was first called,
+        made = scratch if makes_panels else packed.panels[k]  # by the kernel itself, or at the layer's first call,
         if made is None:  # or now
-            made, finite = panels.values_of(weight, family)
+            made, finite = panels.values_of(packed.weight, packed.families[k])
             if not finite:
                 return False
-        tiled.product(source, bias, made, family.numbers, numbers, workers, weight, scratch, output)
+        tiled.product(source, bias, made, panel_numbers, numbers, workers, packed.weight, scratch, output)
         if makes_panels and scratch[0] != 0:
             return False
     return True

@@ -103,6 +103,8 @@ class Layout:
     term_rows: Any  # (terms,), of a slab
     term_starts: Any  # (terms,), where in its row: lead - shift
     slab_rows: int
+    row_channels: int  # of a group of the output
+    itemsize: int
 
     def row_tiles(self, row_channels: int) -> int:
         """Tiles that cover the rows of a group."""
@@ -201,7 +203,7 @@ def _layout(*, channels: int, row_channels: int, itemsize: int, planes: Any, pla
         lead=lead, tail=tail, few_columns=few,
         term_rows=(np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel(),
         term_starts=np.tile(lead - shifts, channels), phases=phases, planes=planes,
-        slab_rows=slab_rows, step_in=step_in, step_out=step_out,
+        slab_rows=slab_rows, row_channels=row_channels, itemsize=itemsize, step_in=step_in, step_out=step_out,
         every_plane=np.array_equal(planes, np.arange(step_in)), **rest,
     )  # fmt: skip
 
