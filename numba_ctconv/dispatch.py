@@ -121,9 +121,9 @@ def engine_of(values: dict[str, Any], optional: Collection[str] = ()) -> Engine:
     return cuda_engine(device) if device else cpu_engine()
 
 
-def are_plain(input: Any, weight: Any, bias: Any, out: Any) -> bool:
-    """Whether all are NumPy's own arrays, no subclass's; `bias` and `out` may be None."""
-    return type(input) is type(weight) is np.ndarray and type(bias) in PLAIN and type(out) in PLAIN
+def are_plain(one: Any, other: Any, third: Any, fourth: Any) -> bool:
+    """Whether all are NumPy's own arrays, no subclass's; the last two may be None."""
+    return type(one) is type(other) is np.ndarray and type(third) in PLAIN and type(fourth) in PLAIN
 
 
 @functools.cache
