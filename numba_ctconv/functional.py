@@ -194,7 +194,7 @@ def forward(
         if out is None:
             out = y = engine.empty(shape, x.dtype, input, queue)
         else:
-            _check_memory(engine, "out", out, y, {"input": x, "weight": w, "bias": b})
+            checks.output_memory(engine, "out", out, y, {"input": x, "weight": w, "bias": b})
     else:
         given = {"input": input, "weight": weight, "bias": bias, "out": out}
         engine = engine_of(given, optional=("bias", "out"))
@@ -203,7 +203,7 @@ def forward(
         x, w, b, y = engine.operands(given).values()
         geometry, shape = shapes.of_forward(p, output_size, chosen, x, w, b, y)
         if out is not None:
-            _check_memory(engine, "out", out, y, {"input": x, "weight": w, "bias": b})
+            checks.output_memory(engine, "out", out, y, {"input": x, "weight": w, "bias": b})
         queue = engine.launch_stream(stream, given)
         if out is None:
             out = engine.empty(shape, x.dtype, input, queue)
@@ -338,14 +338,5 @@ def _check_outs(engine: Engine, values: Sequence[Any], arrays: Sequence[Any], op
     """Hold the arrays of a backward `out` against the memory of the operands and of each other."""
     for name, value, array in zip(OUT_NAMES, values, arrays, strict=True):
         if array is not None:
-            _check_memory(engine, name, value, array, operands)
+            checks.output_memory(engine, name, value, array, operands)
             operands[name] = array
-
-
-def _check_memory(engine: Engine, name: str, value: Any, array: Any, others: dict[str, Any]) -> None:
-    """Hold an `out` against the memory that it may not be: what can't be written, and that of the others."""
-    if not engine.writeable(value):
-        checks.read_only(name)
-    for other, taken in others.items():
-        if taken is not None and engine.overlap(array, taken):
-            checks.overlapping(name, other)

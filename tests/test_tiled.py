@@ -215,7 +215,7 @@ def test_rows_of_tiles_and_copied_rows_give_the_same_bits(dtype):
     assert family.many_streams(64)
     for length in (400, 40):
         part = x[..., :length]
-        problem = blocks.Problem(1, part.shape, part.strides, 1, True, True, 0, 0, 0, length)
+        problem = blocks.Problem(1, part.shape, part.strides, True, True, 0, 0, 0, length)
         sizes = blocks.sizes_of(family, problem)
         reads.append((sizes.in_place, sizes.row_sums > 0))
     assert reads == [(1, True), (0, False)]

@@ -90,9 +90,9 @@ class CpuEngine:
             return
         if bias is None:
             bias = np.empty(0, output.dtype)
-        workers, long = machine.share(weight.size * geometry.input_length * output.shape[0])
-        if algorithm in FAST and fast.forward(input, weight, bias, geometry, groups, workers, long, kept, output):
+        if algorithm in FAST and fast.forward(input, weight, bias, geometry, groups, kept, output):
             return
+        workers = machine.workers_for(weight.size * geometry.input_length * output.shape[0])
         plan, crop = geometry.plan, geometry.crops.left
         batch, out_channels, length = output.shape
         if algorithm == "scatter":
@@ -126,11 +126,9 @@ class CpuEngine:
         """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight."""
         if grad_input.size == 0:
             return
-        workers, long = machine.share(weight.size * geometry.input_length * grad_input.shape[0])
-        if algorithm in FAST and fast.grad_input(
-            grad_output, weight, geometry, groups, workers, long, kept, grad_input
-        ):
+        if algorithm in FAST and fast.grad_input(grad_output, weight, geometry, groups, kept, grad_input):
             return
+        workers = machine.workers_for(weight.size * geometry.input_length * grad_input.shape[0])
         plan, crop = geometry.plan, geometry.crops.left
         batch, in_channels, length = grad_input.shape
         if algorithm == "scatter":
@@ -158,7 +156,7 @@ class CpuEngine:
         grad_weight: Any,
     ) -> None:
         """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
-        workers, _ = machine.share(grad_weight.size * geometry.input_length * input.shape[0])
+        workers = machine.workers_for(grad_weight.size * geometry.input_length * input.shape[0])
         plan, crop = geometry.plan, geometry.crops.left
         if algorithm == "scatter":
             grad_weight_kernels.scatter(
@@ -177,7 +175,7 @@ class CpuEngine:
 
     def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: None, grad_bias: Any) -> None:
         """Overwrite grad_bias (C_out) from grad_output; one kernel serves all algorithms."""
-        (workers, _), itemsize = machine.share(grad_output.size), grad_bias.itemsize
+        workers, itemsize = machine.workers_for(grad_output.size), grad_bias.itemsize
         lanes, together = machine.vector_bytes() // itemsize, machine.SUMS_BYTES // machine.vector_bytes()
         scratch = np.empty((workers, together * (lanes + 1) + machine.LONGEST_STRETCH), grad_bias.dtype)
         grad_weight_kernels.sum_channels(

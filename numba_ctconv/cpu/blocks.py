@@ -29,8 +29,10 @@ class Call(NamedTuple):
 
     panel_numbers: Any  # a PanelSizes and its lists, as an array
     numbers: Any  # a Sizes, as an array
-    scratch_size: int  # in elements
+    shared_size: int  # of scratch memory, in elements
+    worker_size: int  # and of each worker's
     makes_panels: bool  # as they are used
+    long: bool  # enough to share out, and to let other Python threads run
 
 
 class Problem(NamedTuple):
@@ -39,8 +41,7 @@ class Problem(NamedTuple):
     groups: int
     shape: tuple[int, ...]  # of the source
     strides: tuple[int, ...]  # likewise, in bytes
-    workers: int
-    long: bool  # worth letting other Python threads run
+    long: bool  # a Call's
     packed: bool  # whether the panels are there
     crop_in: int
     crop_out: int
@@ -49,20 +50,32 @@ class Problem(NamedTuple):
 
 
 @functools.lru_cache(maxsize=128)
-def forward_calls(families: Families, geometry: Geometry, *given: Any) -> tuple[Call, ...]:
-    """What a forward pass takes; `given` are a Problem's fields but for those that follow from the geometry."""
+def forward_calls(
+    families: Families, geometry: Geometry, groups: int, shape: tuple[int, ...], strides: tuple[int, ...], packed: bool
+) -> tuple[Call, ...]:
+    """What a forward pass takes, for each family of phases; its panels are there if they are `packed`."""
     step, crop = geometry.plan.stride, geometry.crops.left
     first = crop // step
     positions = (crop + geometry.output_length - 1) // step - first + 1
-    problem = Problem._make((*given, 0, crop, first, positions))
+    long = is_long(families, geometry, shape)
+    problem = Problem(groups, shape, strides, long, packed, 0, crop, first, positions)
     return tuple(call_of(own, problem) for own in families)
 
 
 @functools.lru_cache(maxsize=128)
-def grad_input_calls(families: Families, geometry: Geometry, *given: Any) -> tuple[Call, ...]:
+def grad_input_calls(
+    families: Families, geometry: Geometry, groups: int, shape: tuple[int, ...], strides: tuple[int, ...], packed: bool
+) -> tuple[Call, ...]:
     """As above, of the gradient of the input."""
-    problem = Problem._make((*given, geometry.crops.left, 0, 0, geometry.input_length))
+    crop, length, long = geometry.crops.left, geometry.input_length, is_long(families, geometry, shape)
+    problem = Problem(groups, shape, strides, long, packed, crop, 0, 0, length)
     return tuple(call_of(own, problem) for own in families)
+
+
+def is_long(families: Families, geometry: Geometry, shape: tuple[int, ...]) -> bool:
+    """Whether the product of all families with a source of this shape is worth sharing out."""
+    weights = shape[1] * families[0].layout.row_channels * geometry.plan.kernel_size
+    return target.is_long(shape[0] * weights * geometry.input_length)
 
 
 def call_of(family: Family, problem: Problem) -> Call:
@@ -75,18 +88,19 @@ def call_of(family: Family, problem: Problem) -> Call:
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
     sizes = sizes._replace(slab_size=slab_size, own_size=slab_size + sums_size + staged + 2 * sizes.start_size)
+    makes_panels = sizes.together > 0
     offsets_size = 2 * len(own.term_rows) * 8 // own.itemsize
-    panels_size = problem.workers * sizes.together * len(own.term_rows) * own.rows + own.beyond
-    scratch_size = offsets_size + problem.workers * (sizes.own_size + 1) + (panels_size if sizes.together else 0)
-    return Call(family.numbers, np.array(sizes), scratch_size, sizes.together > 0)
+    shared_size = offsets_size + (own.beyond if makes_panels else 0)
+    worker_size = sizes.own_size + 1 + sizes.together * len(own.term_rows) * own.rows
+    return Call(family.numbers, np.array(sizes), shared_size, worker_size, makes_panels, problem.long)
 
 
 def sizes_of(layout: Layout, problem: Problem) -> Sizes:
-    """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers.
+    """What the kernel unpacks, for one call: the columns cut into even blocks.
 
     But for the sizes of its scratch memory, which follow from these.
     """
-    groups, (batch, _, length), strides, workers, long, packed, *steps = problem
+    groups, (batch, _, length), strides, long, packed, *steps = problem
     crop_in, _, q_first, positions = steps
     row_channels, itemsize = layout.row_channels, layout.itemsize
     full = layout.vectors * layout.lanes
@@ -116,10 +130,9 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     pitch = layout.lead + strip + layout.tail
     if columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
-    parts = max(1, min(row_tiles, -(-4 * workers // (groups * blocks))))
     together = 0 if packed or blocks > MOST_BLOCKS_REMADE else tiles_together(layout, itemsize)
     return Sizes._make(
-        (*layout.fixed, groups, parts, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
+        (*layout.fixed, groups, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
          together, 0, 0, int(long))
     )  # fmt: skip
 

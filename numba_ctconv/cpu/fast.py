@@ -33,12 +33,10 @@ def forward(
     bias: Any,
     geometry: Geometry,
     groups: int,
-    workers: int,
-    long: bool,
     kept: Kept | None,
     output: Any,
 ) -> bool:
-    """Forward by rows or tiles; False where neither serves. Other Python threads run during a `long` one."""
+    """Forward by rows or tiles; False where neither serves."""
     plan = geometry.plan
     if weight.shape[0] == groups and depthwise_rows.fits(plan):
         crop = geometry.crops.left
@@ -47,15 +45,13 @@ def forward(
         own = _packed(panels.of_rows, weight, plan, groups, kept)
         if own.finite:
             steps = (1, plan.shift(plan.kernel_size - 1), 0, 0, plan.stride, crop)
-            _rows("forward", input, own.values, bias, plan, workers, steps, first, positions, output)
+            _rows("forward", input, own.values, bias, plan, steps, first, positions, output)
         return bool(own.finite)
     packed = _packed(panels.of_forward, weight, plan, groups, kept)
     if packed is None or not packed.finite:
         return False
-    calls = blocks.forward_calls(
-        packed.families, geometry, groups, input.shape, input.strides, workers, long, kept is not None
-    )
-    return _product(input, bias, packed, calls, workers, output)
+    calls = blocks.forward_calls(packed.families, geometry, groups, input.shape, input.strides, kept is not None)
+    return _product(input, bias, packed, calls, output)
 
 
 def grad_input(
@@ -63,8 +59,6 @@ def grad_input(
     weight: Any,
     geometry: Geometry,
     groups: int,
-    workers: int,
-    long: bool,
     kept: Kept | None,
     grad_input: Any,
 ) -> bool:
@@ -75,15 +69,15 @@ def grad_input(
         own = _packed(panels.of_rows, weight, plan, groups, kept)
         if own.finite:
             steps = (plan.stride, 0, depthwise_rows.ahead(plan, grad_input.itemsize), crop, 1, 0)
-            _rows("grad_input", grad_output, own.values, nothing, plan, workers, steps, 0, length, grad_input)
+            _rows("grad_input", grad_output, own.values, nothing, plan, steps, 0, length, grad_input)
         return bool(own.finite)
     packed = _packed(panels.of_grad_input, weight, plan, groups, kept)
     if packed is None or not packed.finite:
         return False
     calls = blocks.grad_input_calls(
-        packed.families, geometry, groups, grad_output.shape, grad_output.strides, workers, long, kept is not None
+        packed.families, geometry, groups, grad_output.shape, grad_output.strides, kept is not None
     )
-    return _product(grad_output, nothing, packed, calls, workers, grad_input)
+    return _product(grad_output, nothing, packed, calls, grad_input)
 
 
 def grad_weight(grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any) -> bool:
@@ -109,11 +103,12 @@ def _packed(pack: Callable[..., Any], weight: Any, plan: Plan, groups: int, kept
         return packed
 
 
-def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan, workers: int,
+def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan,
           steps: tuple[int, int, int, int, int, int], position: int, positions: int, target: Any) -> None:  # fmt: skip
     """Run a depthwise layer's forward or grad_input; `steps` are step_in, lead, tail, crop_in, step_out, crop_out."""
     function = depthwise_rows.rows(operation, plan, target.itemsize)
     step_in, lead, tail, _, step_out, _ = steps
+    workers = machine.workers_for(weight.size * positions * target.shape[0])
     chunk = depthwise.CHUNK
     scratch = np.empty((workers, (lead + chunk + tail) * step_in + chunk * step_out + 1), target.dtype)
     lanes = machine.vector_bytes() // target.itemsize
@@ -139,13 +134,14 @@ def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: i
     return not np.count_nonzero(infinite)
 
 
-def _product(source: Any, bias: Any, packed: Packed, calls: tuple[Call, ...], workers: int, output: Any) -> bool:
+def _product(source: Any, bias: Any, packed: Packed, calls: tuple[Call, ...], output: Any) -> bool:
     """Run the tiled product of forward or grad_input, one family of phases after the other.
 
     False where the panels are made here, of a weight that is not finite.
     """
-    for k, (panel_numbers, numbers, scratch_size, makes_panels) in enumerate(calls):
-        scratch = np.empty(scratch_size, output.dtype)
+    workers = machine.threads() if calls[0].long else 1
+    for k, (panel_numbers, numbers, shared_size, worker_size, makes_panels, _) in enumerate(calls):
+        scratch = np.empty(shared_size + workers * worker_size, output.dtype)
         made = scratch if makes_panels else packed.panels[k]  # by the kernel itself, or at the layer's first call,
         if made is None:  # or now
             made, finite = panels.values_of(packed.weight, packed.families[k])

@@ -41,7 +41,6 @@ class Sizes(NamedTuple):
     few_columns: int  # up to which a tile has its lanes over its rows
     start_size: int  # of what a tile starts from, and of a column of a tile of few
     groups: int
-    parts: int  # that the rows are cut into, for the workers
     strip: int  # columns of a block whose rows lie together in a slab
     pitch: int  # of a strip's rows
     width: int  # columns of a block
