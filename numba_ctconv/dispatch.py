@@ -40,8 +40,8 @@ class Engine(Protocol):
     def writeable(self, value: Any) -> bool:
         """Whether `value` may be written."""
 
-    def overlap(self, one: Any, other: Any) -> bool:
-        """Whether two arrays share memory."""
+    def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
+        """The first of `others`, some of which may be None, that shares memory with the array."""
 
     def launch_stream(self, stream: Any, values: dict[str, Any]) -> Any:
         """Where the work of a call is queued: `stream`, or that of the first of `values`; it waits for the others'."""

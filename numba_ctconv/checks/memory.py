@@ -9,11 +9,9 @@ def output_memory(engine: Any, name: str, value: Any, array: Any, others: dict[s
     """An `out` that can be written, and shares no memory with what is read or written beside it."""
     if not engine.writeable(value):
         raise ValueError(f"`{name}` must be writeable; got a read-only array")
-    for other, taken in others.items():
-        if taken is not None and engine.overlap(array, taken):
-            raise ValueError(
-                f"`{name}` must not overlap another argument; got an array that shares memory with `{other}`"
-            )
+    other = engine.overlapped(array, others)
+    if other is not None:
+        raise ValueError(f"`{name}` must not overlap another argument; got an array that shares memory with `{other}`")
 
 
 def unaligned(name: str) -> NoReturn:

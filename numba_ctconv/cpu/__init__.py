@@ -55,14 +55,18 @@ class CpuEngine:
         """Whether NumPy lets the array be written."""
         return bool(value.flags.writeable)
 
-    def overlap(self, one: Any, other: Any) -> bool:
-        """Whether two arrays share memory; pairs too intricate to tell count as sharing."""
-        if one is not other and one.flags.owndata and other.flags.owndata:
-            return False
-        try:
-            return bool(np.shares_memory(one, other, max_work=OVERLAP_WORK))  # type: ignore[arg-type]  # the stub lacks it
-        except np.exceptions.TooHardError:
-            return True
+    def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
+        """The first of `others` that shares memory with the array; pairs too intricate to tell count as sharing."""
+        own = array.flags.owndata
+        for name, other in others.items():
+            if other is None or (own and other is not array and other.flags.owndata):
+                continue
+            try:
+                if np.shares_memory(array, other, max_work=OVERLAP_WORK):  # type: ignore[arg-type]  # the stub lacks it
+                    return name
+            except np.exceptions.TooHardError:
+                return name
+        return None
 
     def launch_stream(self, stream: Any, values: dict[str, Any]) -> None:
         """Host work has no queue."""
