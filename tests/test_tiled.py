@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import layer_problems
-from numba_ctconv.cpu import blocks, depthwise, depthwise_rows, layout, microkernels, moves, target, weight_layout
+from numba_ctconv.cpu import (
+    blocks,
+    depthwise,
+    depthwise_rows,
+    layout,
+    microkernels,
+    moves,
+    panels,
+    target,
+    weight_layout,
+)
 from numba_ctconv.geometry import plan
 
 
@@ -163,7 +173,7 @@ def test_a_layer_packs_its_weight_once():
     layer(x)
     assert layer._kept[key] is packed
     layer.backward(y, x)
-    assert [operation for operation, *_ in layer._kept] == ["forward", "grad_input"]
+    assert [pack for pack, *_ in layer._kept] == [panels.of_forward, panels.of_grad_input]
     layer.weight = layer.weight * np.float32(2)
     assert not layer._kept
     np.testing.assert_allclose(layer(x) - layer.bias[:, None], 2 * (y - layer.bias[:, None]), rtol=1e-5, atol=1e-6)

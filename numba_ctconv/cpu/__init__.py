@@ -96,7 +96,7 @@ class CpuEngine:
             bias = np.empty(0, output.dtype)
         if algorithm in FAST and fast.forward(input, weight, bias, geometry, groups, kept, output):
             return
-        workers = machine.workers_for(weight.size * geometry.input_length * output.shape[0])
+        workers, _ = machine.share(weight.size * geometry.input_length * output.shape[0])
         plan, crop = geometry.plan, geometry.crops.left
         batch, out_channels, length = output.shape
         if algorithm == "scatter":
@@ -132,7 +132,7 @@ class CpuEngine:
             return
         if algorithm in FAST and fast.grad_input(grad_output, weight, geometry, groups, kept, grad_input):
             return
-        workers = machine.workers_for(weight.size * geometry.input_length * grad_input.shape[0])
+        workers, _ = machine.share(weight.size * geometry.input_length * grad_input.shape[0])
         plan, crop = geometry.plan, geometry.crops.left
         batch, in_channels, length = grad_input.shape
         if algorithm == "scatter":
@@ -160,14 +160,14 @@ class CpuEngine:
         grad_weight: Any,
     ) -> None:
         """Overwrite grad_weight (C_in, C_out/groups, K) from grad_output and input."""
-        workers = machine.workers_for(grad_weight.size * geometry.input_length * input.shape[0])
+        workers, long = machine.share(grad_weight.size * geometry.input_length * input.shape[0])
         plan, crop = geometry.plan, geometry.crops.left
         if algorithm == "scatter":
             grad_weight_kernels.scatter(
                 grad_output, input, plan.stride, plan.dilation, groups, crop, workers, grad_weight
             )  # fmt: skip
             return
-        if algorithm != "gather" and fast.grad_weight(grad_output, input, geometry, groups, workers, grad_weight):
+        if algorithm != "gather" and fast.grad_weight(grad_output, input, geometry, groups, workers, long, grad_weight):
             return
         # the places of the partial sums must not follow the threads: only the length of the input cuts a stretch short
         rows, _, stretch = machine.tile(grad_weight.shape[0] // groups, 1, geometry.input_length, grad_weight.itemsize)
@@ -179,7 +179,7 @@ class CpuEngine:
 
     def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: None, grad_bias: Any) -> None:
         """Overwrite grad_bias (C_out) from grad_output; one kernel serves all algorithms."""
-        workers, itemsize = machine.workers_for(grad_output.size), grad_bias.itemsize
+        (workers, _), itemsize = machine.share(grad_output.size), grad_bias.itemsize
         lanes, together = machine.vector_bytes() // itemsize, machine.SUMS_BYTES // machine.vector_bytes()
         scratch = np.empty((workers, together * (lanes + 1) + machine.LONGEST_STRETCH), grad_bias.dtype)
         grad_weight_kernels.sum_channels(

@@ -75,7 +75,7 @@ def grad_input_calls(
 def is_long(families: Families, geometry: Geometry, shape: tuple[int, ...]) -> bool:
     """Whether the product of all families with a source of this shape is worth sharing out."""
     weights = shape[1] * families[0].layout.row_channels * geometry.plan.kernel_size
-    return target.is_long(shape[0] * weights * geometry.input_length)
+    return shape[0] * weights * geometry.input_length > target.FEW_PRODUCTS
 
 
 def call_of(family: Family, problem: Problem) -> Call:

@@ -28,13 +28,7 @@ Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until 
 
 
 def forward(
-    input: Any,
-    weight: Any,
-    bias: Any,
-    geometry: Geometry,
-    groups: int,
-    kept: Kept | None,
-    output: Any,
+    input: Any, weight: Any, bias: Any, geometry: Geometry, groups: int, kept: Kept | None, output: Any
 ) -> bool:
     """Forward by rows or tiles; False where neither serves."""
     plan = geometry.plan
@@ -55,12 +49,7 @@ def forward(
 
 
 def grad_input(
-    grad_output: Any,
-    weight: Any,
-    geometry: Geometry,
-    groups: int,
-    kept: Kept | None,
-    grad_input: Any,
+    grad_output: Any, weight: Any, geometry: Geometry, groups: int, kept: Kept | None, grad_input: Any
 ) -> bool:
     """The input gradient by rows or tiles; as above."""
     plan, crop, length = geometry.plan, geometry.crops.left, grad_input.shape[2]
@@ -80,10 +69,12 @@ def grad_input(
     return _product(grad_output, nothing, packed, calls, grad_input)
 
 
-def grad_weight(grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any) -> bool:
+def grad_weight(
+    grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, long: bool, grad_weight: Any
+) -> bool:
     """The weight gradient by rows or tiles; False where neither serves, or its sums are not finite."""
     if _is_depthwise(grad_weight, groups) and depthwise_rows.fits(geometry.plan):
-        return _weight_rows(grad_output, input, geometry.plan, geometry.crops.left, workers, grad_weight)
+        return _weight_rows(grad_output, input, geometry.plan, geometry.crops.left, workers, long, grad_weight)
     return _weight_product(grad_output, input, geometry, groups, workers, grad_weight)
 
 
@@ -108,17 +99,20 @@ def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan,
     """Run a depthwise layer's forward or grad_input; `steps` are step_in, lead, tail, crop_in, step_out, crop_out."""
     function = depthwise_rows.rows(operation, plan, target.itemsize)
     step_in, lead, tail, _, step_out, _ = steps
-    workers = machine.workers_for(weight.size * positions * target.shape[0])
+    workers, long = machine.share(weight.size * positions * target.shape[0])
     chunk = depthwise.CHUNK
     scratch = np.empty((workers, (lead + chunk + tail) * step_in + chunk * step_out + 1), target.dtype)
     lanes = machine.vector_bytes() // target.itemsize
     stretches = machine.stretches(workers, target.shape[0] * target.shape[1], target.shape[2])
     depthwise.rows(
-        source, weight, bias, function, *steps, position, positions, lanes, workers, stretches, scratch, target
+        source, weight, bias, function, *steps, position, positions, lanes, workers, stretches, int(long), scratch,
+        target,
     )  # fmt: skip
 
 
-def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, grad_weight: Any) -> bool:
+def _weight_rows(
+    grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, long: bool, grad_weight: Any
+) -> bool:
     """Run a depthwise layer's grad_weight; False where an operand is not finite."""
     function = depthwise_rows.rows("grad_weight", plan, input.itemsize)
     add_lanes = row_sums.lanes(input.itemsize)
@@ -128,8 +122,8 @@ def _weight_rows(grad_output: Any, input: Any, plan: Plan, crop: int, workers: i
     scratch = np.empty((workers, sums + (depthwise.CHUNK + ahead) * plan.stride + depthwise.CHUNK), input.dtype)
     infinite = np.zeros(workers, input.dtype)
     depthwise.grad_weight(
-        grad_output, input, function, add_lanes, plan.stride, ahead, crop, lanes, together, workers, scratch, infinite,
-        grad_weight,
+        grad_output, input, function, add_lanes, plan.stride, ahead, crop, lanes, together, workers, int(long),
+        scratch, infinite, grad_weight,
     )  # fmt: skip
     return not np.count_nonzero(infinite)
 

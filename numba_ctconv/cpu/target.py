@@ -23,14 +23,10 @@ FEW_PRODUCTS = 30_000  # a microsecond's, up to which neither waking other worke
 CHANNELS_TOGETHER = 4  # rows of a slab: input channels that meet a sum while it is in a register
 
 
-def is_long(products: int) -> bool:
-    """Whether so many products last long enough to wake other workers, and to let other Python threads run."""
-    return products > FEW_PRODUCTS
-
-
-def workers_for(products: int) -> int:
-    """Workers for so many products."""
-    return threads() if is_long(products) else 1
+def share(products: int) -> tuple[int, bool]:
+    """Workers for so many products, and whether they last long enough to let other Python threads run meanwhile."""
+    long = products > FEW_PRODUCTS
+    return threads() if long else 1, long
 
 
 def threads() -> int:
