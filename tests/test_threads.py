@@ -165,9 +165,11 @@ def test_a_call_lets_other_python_threads_run(what, algorithm, groups, length, n
     [
         ("output", 1, 100_000),
         ("input", 1, 100_000),
+        ("weight", 1, 100_000),
         ("output", 64, 300_000),
         ("input", 64, 300_000),
         ("weight", 64, 300_000),
+        ("bias", 64, 300_000),
     ],
 )
 @pytest.mark.parametrize("short", [True, False])
@@ -183,7 +185,8 @@ def test_a_short_call_keeps_the_gil(short, what, groups, length, numba_threads, 
     def work():
         numba.set_num_threads(1)
         dx, dw = np.empty_like(x), np.empty_like(w)
-        out = nc.Gradients(dx if what == "input" else None, dw if what == "weight" else None, None)
+        made = {"input": dx, "weight": dw, "bias": np.empty(64, np.float32)}
+        out = nc.Gradients(*(made[name] if name == what else None for name in made))
         begun.set()
         begin = time.perf_counter()
         if what == "output":

@@ -179,12 +179,13 @@ class CpuEngine:
 
     def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: None, grad_bias: Any) -> None:
         """Overwrite grad_bias (C_out) from grad_output; one kernel serves all algorithms."""
-        (workers, _), itemsize = machine.share(grad_output.size), grad_bias.itemsize
+        (workers, long), itemsize = machine.share(grad_output.size), grad_bias.itemsize
         lanes, together = machine.vector_bytes() // itemsize, machine.SUMS_BYTES // machine.vector_bytes()
         scratch = np.empty((workers, together * (lanes + 1) + machine.LONGEST_STRETCH), grad_bias.dtype)
         grad_weight_kernels.sum_channels(
-            grad_output, row_sums.rows(itemsize), row_sums.lanes(itemsize), lanes, together, workers, scratch, grad_bias
-        )
+            grad_output, row_sums.rows(itemsize), row_sums.lanes(itemsize), lanes, together, workers, int(long),
+            scratch, grad_bias,
+        )  # fmt: skip
 
     # A layer's parameters live in host memory already; CUDA's are moved.
 

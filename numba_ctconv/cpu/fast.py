@@ -75,7 +75,7 @@ def grad_weight(
     """The weight gradient by rows or tiles; False where neither serves, or its sums are not finite."""
     if _is_depthwise(grad_weight, groups) and depthwise_rows.fits(geometry.plan):
         return _weight_rows(grad_output, input, geometry.plan, geometry.crops.left, workers, long, grad_weight)
-    return _weight_product(grad_output, input, geometry, groups, workers, grad_weight)
+    return _weight_product(grad_output, input, geometry, groups, workers, long, grad_weight)
 
 
 def _is_depthwise(weight: Any, groups: int) -> bool:
@@ -148,7 +148,7 @@ def _product(source: Any, bias: Any, packed: Packed, calls: tuple[Call, ...], ou
 
 
 def _weight_product(
-    grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any
+    grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, long: bool, grad_weight: Any
 ) -> bool:
     """Run the tiled product of grad_weight; False where the layer has none, or an input is not finite."""
     if input.size == 0:
@@ -167,6 +167,6 @@ def _weight_product(
     infinite = np.zeros(workers, input.dtype)
     tiled_weight.product(
         grad_output, input, own.planes, own.shifts, own.taps, call.tiles, call.interleave, call.lay_out,
-        call.transpose, call.numbers, workers, offsets, scratch, sums, infinite, grad_weight,
+        call.transpose, call.numbers, workers, int(long), offsets, scratch, sums, infinite, grad_weight,
     )  # fmt: skip
     return not np.count_nonzero(infinite)

@@ -16,7 +16,7 @@ the length alone, so threads change no bit.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_tile, integers
+from .intrinsics import address_of, call_move, call_tile, integers, release_gil, take_gil
 from .rows import count_below, first_not_below, nothing_of, to_line
 from .target import CACHE_LINE
 from .weight_layout import WeightSizes
@@ -24,12 +24,12 @@ from .weight_layout import WeightSizes
 sizes_in = integers(len(WeightSizes._fields))
 
 
-@kernel("r3 r3 n1 n1 n1 n2 i i i n1 i o2 c2 c2 c1 w3")
+@kernel("r3 r3 n1 n1 n1 n2 i i i n1 i i o2 c2 c2 c1 w3", nogil=False)
 def product(
-    grad_output, input, planes, shifts, taps, tiles, interleave, lay_out, transpose, numbers, workers, offsets,
+    grad_output, input, planes, shifts, taps, tiles, interleave, lay_out, transpose, numbers, workers, long, offsets,
     scratch, sums, infinite, grad_weight
 ):  # fmt: skip
-    """Workers share (group, block of strips, part of the rows) out evenly.
+    """Workers share (group, block of strips, part of the rows) out evenly; other Python threads run in a `long` call.
 
     `taps` is the tap of each (shift, plane), or -1; `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors
     that store, and of those that add; `interleave`, `lay_out` and `transpose` (of elements that are all planes of a
@@ -39,6 +39,7 @@ def product(
     meets no sample.
     """
     sizes = WeightSizes(*sizes_in(numbers))
+    gil = release_gil(long)
     rows, strip, groups, parts, pitch = sizes.rows, sizes.strip, sizes.groups, sizes.parts, sizes.pitch
     batch, in_channels, length = input.shape
     group_channels = grad_weight.shape[1]
@@ -101,6 +102,7 @@ def product(
                         channels, group * group_rows + row, grad_weight,
                     )  # fmt: skip
         infinite[worker] = check
+    take_gil(gil)
 
 
 @helper
