@@ -11,6 +11,7 @@ from .checks import Algorithm, Precision
 from .forks import compiling
 from .geometry import Geometry
 
+PLAIN = (np.ndarray, type(None))
 DLPACK_CUDA = (2, 13)  # memory of a GPU, and memory that host and GPU share
 
 
@@ -39,8 +40,8 @@ class Engine(Protocol):
     def writeable(self, value: Any) -> bool:
         """Whether `value` may be written."""
 
-    def overlap(self, one: Any, other: Any) -> bool:
-        """Whether two arrays share memory."""
+    def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
+        """The first of `others`, some of which may be None, that shares memory with the array."""
 
     def launch_stream(self, stream: Any, values: dict[str, Any]) -> Any:
         """Where the work of a call is queued: `stream`, or that of the first of `values`; it waits for the others'."""
@@ -121,12 +122,9 @@ def engine_of(values: dict[str, Any], optional: Collection[str] = ()) -> Engine:
     return cuda_engine(device) if device else cpu_engine()
 
 
-def are_plain(input: Any, weight: Any, *optional: Any) -> bool:
-    """Whether all are NumPy's own arrays, no subclass's, or None where they may be."""
-    plain = type(input) is type(weight) is np.ndarray
-    for value in optional:
-        plain = plain and (value is None or type(value) is np.ndarray)
-    return plain
+def are_plain(one: Any, other: Any, third: Any, fourth: Any) -> bool:
+    """Whether all are NumPy's own arrays, no subclass's; the last two may be None."""
+    return type(one) is type(other) is np.ndarray and type(third) in PLAIN and type(fourth) in PLAIN
 
 
 @functools.cache

@@ -1,10 +1,11 @@
 """The functions a user calls: check everything, compute the lengths, pick the engine, hand over. No loops here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from types import NoneType
 from typing import Any, NamedTuple
 
 from . import checks, shapes
-from .checks import GradientName, Parameters
+from .checks import OUT_NAMES, GradientName, Parameters
 from .dispatch import Engine, are_plain, cpu_engine, engine_of
 from .precision import chosen as chosen_precision
 
@@ -22,9 +23,6 @@ class Gradients(NamedTuple):
     input: Any
     weight: Any
     bias: Any
-
-
-OUT_NAMES = tuple(f"out.{name}" for name in Gradients._fields)  # what errors call the arrays of a backward `out`
 
 
 def output_length(
@@ -185,33 +183,34 @@ def forward(
     kept: dict[Any, Any] | None = None,
 ) -> Any:
     """conv_transpose1d with its integers checked; a layer gives what it keeps of its weight for the engine."""
-    given = {"input": input, "weight": weight, "bias": bias, "out": out}
     usual = output_size is None and precision is None and stream is None and type(algorithm) is str
     if usual and are_plain(input, weight, bias, out):
         engine, x, w, b, y = cpu_engine(), input, weight, bias, out  # the engine's own view of each is itself
         allowed, queue = engine.precisions[0], None
         chosen, geometry, shape = shapes.plain_forward(
-            engine, p, algorithm, x.dtype, x.shape, w.dtype, w.shape,
-            None if b is None else b.dtype, None if b is None else b.shape, None if out is None else out.dtype,
+            engine, p, algorithm, x.dtype, x.shape, w.dtype, w.shape, b is not None and (b.dtype, b.shape),
+            out is not None and (out.dtype, out.shape, out.strides),
         )  # fmt: skip
-        if out is not None:
-            _check_out(engine, given, given, {"out": shape})
-        else:
+        if out is None:
             out = y = engine.empty(shape, x.dtype, input, queue)
+        else:
+            checks.output_memory(engine, "out", out, y, {"input": x, "weight": w, "bias": b})
     else:
+        given = {"input": input, "weight": weight, "bias": bias, "out": out}
         engine = engine_of(given, optional=("bias", "out"))
         chosen = checks.algorithm(algorithm, engine.algorithms)
         allowed = chosen_precision(precision, engine.precisions)
-        arrays = engine.operands(given)
-        x, w, b, y = arrays.values()
-        geometry, shape = shapes.of_forward(p, output_size, chosen, x, w, b)
+        x, w, b, y = engine.operands(given).values()
+        geometry, shape = shapes.of_forward(p, output_size, chosen, x, w, b, y)
         if out is not None:
-            _check_out(engine, given, arrays, {"out": shape})
+            checks.output_memory(engine, "out", out, y, {"input": x, "weight": w, "bias": b})
         queue = engine.launch_stream(stream, given)
         if out is None:
             out = engine.empty(shape, x.dtype, input, queue)
             y = engine.operands({"out": out})["out"]
-    engine.forward(_batched(engine, x), w, b, geometry, p.groups, chosen, allowed, queue, kept, _batched(engine, y))
+    if len(shape) == 2:
+        x, y = engine.batched(x), engine.batched(y)
+    engine.forward(x, w, b, geometry, p.groups, chosen, allowed, queue, kept, y)
     return out
 
 
@@ -296,51 +295,48 @@ def backward(
 ) -> Gradients:
     """conv_transpose1d_backward with its integers checked; a layer gives what it keeps of its weight for the engine."""
     wanted = checks.needs(needs)
-    outs = dict(zip(OUT_NAMES, checks.gradients_out(out, wanted), strict=True))
-    given = {"grad_output": grad_output, "input": input, "weight": weight, **outs}
-    engine = engine_of(given, optional=("input", *OUT_NAMES))
-    chosen = checks.algorithm(algorithm, engine.algorithms)
-    allowed = chosen_precision(precision, engine.precisions)
-    arrays = engine.operands(given)
-    dy, x, w = arrays["grad_output"], arrays["input"], arrays["weight"]
-    checks.same_dtype({"grad_output": dy, "input": x, "weight": w})
-    checks.summed_once(dy.dtype, chosen)
-    length = checks.input_length(input_length, None if x is None else x.shape, "weight" in wanted)
-    geometry, results = shapes.backward(p, length, dy.shape, None if x is None else x.shape, w.shape)
-    _check_out(engine, given, arrays, dict(zip(OUT_NAMES, results, strict=True)))
-    queue = engine.launch_stream(stream, given)
-    for name, out_name, shape in zip(Gradients._fields, OUT_NAMES, results, strict=True):
-        if name in wanted and outs[out_name] is None:
-            outs[out_name] = engine.empty(shape, dy.dtype, grad_output, queue)
-    dx, dw, db = engine.operands(outs).values()
-    dy = _batched(engine, dy)
+    outs = checks.gradients_out(out, wanted)
+    usual = precision is None and stream is None and type(algorithm) is str and type(input_length) in (int, NoneType)
+    plain = usual and are_plain(grad_output, weight, input, outs[0]) and are_plain(grad_output, weight, *outs[1:])
+    if plain:
+        engine, dy, x, w = cpu_engine(), grad_output, input, weight  # the engine's own view of each is itself
+        allowed, queue = engine.precisions[0], None
+        chosen, geometry, result_shapes = shapes.plain_backward(
+            engine, p, algorithm, input_length, "weight" in wanted, dy.dtype, dy.shape, w.dtype, w.shape,
+            x is not None and (x.dtype, x.shape),
+            out is not None and tuple(y is not None and (y.dtype, y.shape, y.strides) for y in outs),
+        )  # fmt: skip
+        if out is not None:
+            _check_outs(engine, outs, outs, {"grad_output": dy, "input": x, "weight": w})
+    else:
+        given = {"grad_output": grad_output, "input": input, "weight": weight} | dict(zip(OUT_NAMES, outs, strict=True))
+        engine = engine_of(given, optional=("input", *OUT_NAMES))
+        chosen = checks.algorithm(algorithm, engine.algorithms)
+        allowed = chosen_precision(precision, engine.precisions)
+        dy, x, w, *views = engine.operands(given).values()
+        geometry, result_shapes = shapes.of_backward(p, input_length, "weight" in wanted, chosen, dy, x, w, views)
+        _check_outs(engine, outs, views, {"grad_output": dy, "input": x, "weight": w})
+        queue = engine.launch_stream(stream, given)
+    results = list(outs)
+    for k, name in enumerate(Gradients._fields):
+        if results[k] is None and name in wanted:
+            results[k] = engine.empty(result_shapes[k], dy.dtype, grad_output, queue)
+    gradients = Gradients(*results)
+    dx, dw, db = gradients if plain else engine.operands(gradients._asdict()).values()
+    if len(dy.shape) == 2:
+        dy, x, dx = (array if array is None else engine.batched(array) for array in (dy, x, dx))
     if dx is not None:
-        engine.grad_input(dy, w, geometry, p.groups, chosen, allowed, queue, kept, _batched(engine, dx))
+        engine.grad_input(dy, w, geometry, p.groups, chosen, allowed, queue, kept, dx)
     if dw is not None:
-        engine.grad_weight(dy, _batched(engine, x), geometry, p.groups, chosen, allowed, queue, dw, db)
+        engine.grad_weight(dy, x, geometry, p.groups, chosen, allowed, queue, dw, db)
     elif db is not None:
         engine.grad_bias(dy, chosen, queue, db)
-    return Gradients(*outs.values())
+    return gradients
 
 
-def _check_out(
-    engine: Engine, values: dict[str, Any], arrays: dict[str, Any], shapes: dict[str, tuple[int, ...]]
-) -> None:
-    """Hold every `out` among the arrays against its shape, the operands and the other outs."""
-    seen = {name: array for name, array in arrays.items() if array is not None and name not in shapes}
-    dtype = next(iter(seen.values())).dtype
-    for name, shape in shapes.items():
-        array = arrays[name]
-        if array is None:
-            continue
-        checks.output_array(array, name, shape, dtype)
-        if not engine.writeable(values[name]):
-            checks.read_only(name)
-        for other, taken in seen.items():
-            if engine.overlap(array, taken):
-                checks.overlapping(name, other)
-        seen[name] = array
-
-
-def _batched(engine: Engine, array: Any) -> Any:
-    return array if len(array.shape) == 3 else engine.batched(array)
+def _check_outs(engine: Engine, values: Sequence[Any], arrays: Sequence[Any], operands: dict[str, Any]) -> None:
+    """Hold the arrays of a backward `out` against the memory of the operands and of each other."""
+    for name, value, array in zip(OUT_NAMES, values, arrays, strict=True):
+        if array is not None:
+            checks.output_memory(engine, name, value, array, operands)
+            operands[name] = array

@@ -4,10 +4,11 @@ functional asks; a shape that was seen lately is not checked again, and a new on
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 from . import checks
-from .checks import Algorithm, Array, Described, Parameters
+from .checks import OUT_NAMES, Algorithm, Array, Described, Parameters
 from .geometry import Geometry
 
 KEPT = 256  # calls
@@ -22,32 +23,80 @@ def plain_forward(
     input_shape: tuple[int, ...],
     weight_dtype: Any,
     weight_shape: tuple[int, ...],
-    bias_dtype: Any,
-    bias_shape: tuple[int, ...] | None,
-    out_dtype: Any,
+    bias: Any,
+    out: Any,
 ) -> tuple[Algorithm, Geometry, tuple[int, ...]]:
     """All that is checked of a call on NumPy arrays by what they are, not by where: the algorithm and :func:`forward`.
 
-    A dtype is None where the array is.
+    `bias` is (dtype, shape) and `out` (dtype, shape, strides); False where there is none.
     """
     chosen = checks.algorithm(algorithm, engine.algorithms)
     x, w = Described(input_dtype, input_shape), Described(weight_dtype, weight_shape)
-    b = None if bias_shape is None else Described(bias_dtype, bias_shape)
-    out = None if out_dtype is None else Described(out_dtype, ())
-    for name, array in (("input", x), ("weight", w), ("bias", b), ("out", out)):
+    b, y = (Described(*given) if given else None for given in (bias, out))
+    for name, array in (("input", x), ("weight", w), ("bias", b), ("out", y)):
         if array is not None:
             checks.floating(array, name, engine.dtypes)
-    return chosen, *of_forward(p, None, chosen, x, w, b)
+    return chosen, *of_forward(p, None, chosen, x, w, b, y)
 
 
 def of_forward(
-    p: Parameters, output_size: object, algorithm: Algorithm, x: Array, w: Array, b: Array | None
+    p: Parameters, output_size: object, algorithm: Algorithm, x: Array, w: Array, b: Array | None, y: Any
 ) -> tuple[Geometry, tuple[int, ...]]:
     """The geometry and the shape of the output of arrays that fit."""
     checks.same_dtype({"input": x, "weight": w, "bias": b})
     checks.summed_once(x.dtype, algorithm)
     size = checks.output_size(output_size, (len(x.shape),))
-    return forward(p, size, x.shape, w.shape, None if b is None else b.shape)
+    geometry, shape = forward(p, size, x.shape, w.shape, None if b is None else b.shape)
+    if y is not None:
+        checks.output_array(y, "out", shape, x.dtype)
+    return geometry, shape
+
+
+@functools.lru_cache(maxsize=KEPT)
+def plain_backward(
+    engine: Any,
+    p: Parameters,
+    algorithm: str,
+    input_length: int | None,
+    weight_wanted: bool,
+    grad_output_dtype: Any,
+    grad_output_shape: tuple[int, ...],
+    weight_dtype: Any,
+    weight_shape: tuple[int, ...],
+    input: Any,
+    outs: Any,
+) -> tuple[Algorithm, Geometry, tuple[tuple[int, ...], ...]]:
+    """The twin of :func:`plain_forward`; `outs` describe three arrays, or False where all are made."""
+    chosen = checks.algorithm(algorithm, engine.algorithms)
+    dy, w = Described(grad_output_dtype, grad_output_shape), Described(weight_dtype, weight_shape)
+    x, *results = (Described(*given) if given else None for given in (input, *(outs or (False,) * len(OUT_NAMES))))
+    names = ("grad_output", "input", "weight", *OUT_NAMES)
+    for name, array in zip(names, (dy, x, w, *results), strict=True):
+        if array is not None:
+            checks.floating(array, name, engine.dtypes)
+    return chosen, *of_backward(p, input_length, weight_wanted, chosen, dy, x, w, results)
+
+
+def of_backward(
+    p: Parameters,
+    input_length: object,
+    weight_wanted: bool,
+    algorithm: Algorithm,
+    dy: Array,
+    x: Array | None,
+    w: Array,
+    results: Sequence[Any],
+) -> tuple[Geometry, tuple[tuple[int, ...], ...]]:
+    """The geometry and the shapes of the gradients of arrays that fit."""
+    checks.same_dtype({"grad_output": dy, "input": x, "weight": w})
+    checks.summed_once(dy.dtype, algorithm)
+    input_shape = None if x is None else x.shape
+    length = checks.input_length(input_length, input_shape, weight_wanted)
+    geometry, shapes = backward(p, length, dy.shape, input_shape, w.shape)
+    for name, array, shape in zip(OUT_NAMES, results, shapes, strict=True):
+        if array is not None:
+            checks.output_array(array, name, shape, dy.dtype)
+    return geometry, shapes
 
 
 @functools.lru_cache(maxsize=KEPT)

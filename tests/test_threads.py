@@ -13,7 +13,7 @@ import pytest
 
 import numba_ctconv as nc
 from numba_ctconv.benchmark.workloads import CASES
-from numba_ctconv.cpu import compilation, target
+from numba_ctconv.cpu import blocks, compilation, target
 from numba_ctconv.forks import fork
 
 THREADING_LAYERS = ["omp", "workqueue", "tbb"]
@@ -85,8 +85,7 @@ def filled():
         """Never compiled."""
 
     kernel = compilation.Kernel(none, ["r1", "i", "w1"])
-    kernel.compiled[np.dtype(np.float64)] = lambda *_: ran.append("parallel")
-    kernel.serial[np.dtype(np.float64)] = lambda *_: ran.append("serial")
+    kernel.compiled[np.dtype(np.float64)] = lambda *_: ran.append("serial"), lambda *_: ran.append("parallel")
 
     def call(workers):
         kernel(np.ones(1), workers, np.ones(1))
@@ -161,27 +160,43 @@ def test_a_call_lets_other_python_threads_run(what, algorithm, groups, length, n
     assert turns >= 4, f"{turns} turns in {time.perf_counter() - begin:.3f} s"
 
 
-@pytest.mark.parametrize("what", ["output", "input"])
+@pytest.mark.parametrize(
+    ("what", "groups", "length"),
+    [
+        ("output", 1, 100_000),
+        ("input", 1, 100_000),
+        ("weight", 1, 100_000),
+        ("output", 64, 300_000),
+        ("input", 64, 300_000),
+        ("weight", 64, 300_000),
+        ("bias", 64, 300_000),
+    ],
+)
 @pytest.mark.parametrize("short", [True, False])
-def test_a_short_call_keeps_the_gil(short, what, numba_threads, monkeypatch):
+def test_a_short_call_keeps_the_gil(short, what, groups, length, numba_threads, monkeypatch):
     """Each time that it is given up, another thread may keep it: for a call of microseconds that costs more than it."""
     numba_threads(1)
-    x, w = np.ones((1, 64, 100_000), np.float32), np.ones((64, 64, 8), np.float32)
-    y = np.ones((1, 64, 200_006), np.float32)
+    x, w = np.ones((1, 64, length), np.float32), np.ones((64, 64 // groups, 8), np.float32)
+    y = np.ones((1, 64, 2 * length + 6), np.float32)
     monkeypatch.setattr(target, "FEW_PRODUCTS", 10**12 if short else 0)  # so that what is short lasts to be seen
+    parameters = {"stride": 2, "groups": groups}
     begun, lasted = threading.Event(), []
 
     def work():
         numba.set_num_threads(1)
-        dx = np.empty_like(x)
+        dx, dw = np.empty_like(x), np.empty_like(w)
+        made = {"input": dx, "weight": dw, "bias": np.empty(64, np.float32)}
+        out = nc.Gradients(*(made[name] if name == what else None for name in made))
         begun.set()
         begin = time.perf_counter()
         if what == "output":
-            nc.conv_transpose1d(x, w, stride=2, out=y)
+            nc.conv_transpose1d(x, w, out=y, **parameters)
         else:
-            nc.conv_transpose1d_backward(y, x, w, stride=2, needs=("input",), out=nc.Gradients(dx, None, None))
+            nc.conv_transpose1d_backward(y, x, w, needs=(what,), out=out, **parameters)
         lasted.append(time.perf_counter() - begin)
 
+    blocks.forward_calls.cache_clear()  # which remember what was short
+    blocks.grad_input_calls.cache_clear()
     work()  # compiles
     begun.clear()
     thread = threading.Thread(target=work)

@@ -8,7 +8,17 @@ from hypothesis import strategies as st
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import layer_problems
-from numba_ctconv.cpu import blocks, depthwise, depthwise_rows, layout, microkernels, moves, target, weight_layout
+from numba_ctconv.cpu import (
+    blocks,
+    depthwise,
+    depthwise_rows,
+    layout,
+    microkernels,
+    moves,
+    panels,
+    target,
+    weight_layout,
+)
 from numba_ctconv.geometry import plan
 
 
@@ -163,7 +173,7 @@ def test_a_layer_packs_its_weight_once():
     layer(x)
     assert layer._kept[key] is packed
     layer.backward(y, x)
-    assert [operation for operation, *_ in layer._kept] == ["forward", "grad_input"]
+    assert [pack for pack, *_ in layer._kept] == [panels.of_forward, panels.of_grad_input]
     layer.weight = layer.weight * np.float32(2)
     assert not layer._kept
     np.testing.assert_allclose(layer(x) - layer.bias[:, None], 2 * (y - layer.bias[:, None]), rtol=1e-5, atol=1e-6)
@@ -214,8 +224,8 @@ def test_rows_of_tiles_and_copied_rows_give_the_same_bits(dtype):
     assert family.many_streams(64)
     for length in (400, 40):
         part = x[..., :length]
-        problem = blocks.Problem(1, part.shape, part.strides, 64, x.itemsize, 1, True, 0, 0, 0, length)
-        sizes = blocks.sizes_of(family, problem, packed=True)
+        problem = blocks.Problem(1, part.shape, part.strides, True, True, 0, 0, 0, length)
+        sizes = blocks.sizes_of(family, problem)
         reads.append((sizes.in_place, sizes.row_sums > 0))
     assert reads == [(1, True), (0, False)]
     whole = nc.conv_transpose1d(x, w, stride=2)
@@ -261,8 +271,8 @@ def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, param
     bias = rng.standard_normal(3 * parameters.get("groups", 1)).astype(dtype)
     taken = []
 
-    def counted(*arguments, size=blocks.sizes_of, **packed):
-        taken.append(size(*arguments, **packed))
+    def counted(*arguments, size=blocks.sizes_of):
+        taken.append(size(*arguments))
         return taken[-1]
 
     change(blocks, "sizes_of", counted)
@@ -413,8 +423,8 @@ def test_panels_that_a_call_makes_as_it_goes_have_the_bits_of_kept_ones(change, 
     x, w = rng.standard_normal((2, 22, 9)).astype(dtype), rng.standard_normal((22, 31, 7)).astype(dtype)
     taken = []
 
-    def counted(*arguments, size=blocks.sizes_of, **packed):
-        taken.append(size(*arguments, **packed))
+    def counted(*arguments, size=blocks.sizes_of):
+        taken.append(size(*arguments))
         return taken[-1]
 
     def results():

@@ -12,6 +12,8 @@ from .wording import one_of, refuse, type_name
 Algorithm = Literal["auto", "tiled", "gather", "scatter"]
 Precision = Literal["ieee", "tf32"]
 GradientName = Literal["input", "weight", "bias"]
+GRADIENTS: tuple[GradientName, ...] = get_args(GradientName)
+OUT_NAMES = tuple(f"out.{name}" for name in GRADIENTS)  # what errors call the arrays of a backward `out`
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
@@ -60,10 +62,11 @@ class StridedArray(Array, Protocol):
 
 
 class Described(NamedTuple):
-    """An array's dtype and shape, where nothing else is asked for."""
+    """An array's dtype and shape, where nothing else is asked for; strides, in bytes, of one that is written."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
+    strides: tuple[int, ...] = ()
 
 
 class Sizes(NamedTuple):
@@ -192,15 +195,14 @@ def precision(value: object, offered: Sequence[Precision]) -> Precision:
 
 def needs(value: object) -> frozenset[GradientName]:
     """The names of the gradients wanted: one to three of "input", "weight", "bias"."""
-    names = get_args(GradientName)
-    if isinstance(value, str) or not isinstance(value, Iterable):
-        refuse(TypeError, "needs", f"a sequence of names out of {names}", value)
+    if type(value) is not tuple and (isinstance(value, str) or not isinstance(value, Iterable)):
+        refuse(TypeError, "needs", f"a sequence of names out of {GRADIENTS}", value)
     try:
         wanted = frozenset(value)
     except TypeError:  # what no set can hold is no name either
         wanted = frozenset()
-    if not wanted or not wanted <= frozenset(names):
-        refuse(ValueError, "needs", f"a sequence of one or more names out of {names}", value)
+    if not wanted or not wanted.issubset(GRADIENTS):
+        refuse(ValueError, "needs", f"a sequence of one or more names out of {GRADIENTS}", value)
     return wanted
 
 
@@ -210,7 +212,7 @@ def gradients_out(out: object, wanted: frozenset[GradientName]) -> tuple[Any, An
         return None, None, None
     if not isinstance(out, tuple) or len(out) != 3:
         refuse(TypeError, "out", "a Gradients of arrays or None", out)
-    for name, array in zip(get_args(GradientName), out, strict=True):
+    for name, array in zip(GRADIENTS, out, strict=True):
         if array is not None and name not in wanted:
             raise ValueError(f"`out.{name}` must be None where `needs` leaves out {name!r}; got {type_name(array)}")
     return out

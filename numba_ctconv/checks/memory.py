@@ -1,23 +1,22 @@
 """What only an engine can see: whose memory an array is, whether it can be written, on which device and stream."""
 
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from .wording import type_name
 
 
-def read_only(name: str) -> NoReturn:
-    """An `out` that can't be written."""
-    raise ValueError(f"`{name}` must be writeable; got a read-only array")
+def output_memory(engine: Any, name: str, value: Any, array: Any, others: dict[str, Any]) -> None:
+    """An `out` that can be written, and shares no memory with what is read or written beside it."""
+    if not engine.writeable(value):
+        raise ValueError(f"`{name}` must be writeable; got a read-only array")
+    other = engine.overlapped(array, others)
+    if other is not None:
+        raise ValueError(f"`{name}` must not overlap another argument; got an array that shares memory with `{other}`")
 
 
 def unaligned(name: str) -> NoReturn:
     """A device array that a GPU can't load element by element."""
     raise ValueError(f"`{name}` must lie at a multiple of its element size on a GPU; got an unaligned device array")
-
-
-def overlapping(name: str, other: str) -> NoReturn:
-    """An `out` that would be read while it is written."""
-    raise ValueError(f"`{name}` must not overlap another argument; got an array that shares memory with `{other}`")
 
 
 def not_an_array(name: str, value: object) -> NoReturn:

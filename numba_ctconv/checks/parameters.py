@@ -63,7 +63,8 @@ def parameters(
     derived: bool = False,
 ) -> Parameters:
     """Validate the integers of a call; `output_padding` may be None where it is derived from the length of an array."""
-    if type(stride) is type(padding_) is type(output_padding) is type(groups) is type(dilation) is int:
+    ints = type(stride) is type(padding_) is type(groups) is type(dilation) is int
+    if ints and (type(output_padding) is int or (derived and output_padding is None)):
         return _of_ints(stride, padding_, output_padding, groups, dilation)
     return _parameters(stride, padding_, output_padding, groups, dilation, derived=derived)
 
@@ -85,9 +86,9 @@ def _parameters(
 
 
 @lru_cache(maxsize=256)
-def _of_ints(stride: int, padding_: int, output_padding: int, groups: int, dilation: int) -> Parameters:
-    """Those of a layer that was seen lately."""
-    return _parameters(stride, padding_, output_padding, groups, dilation, derived=False)
+def _of_ints(stride: object, padding_: object, output_padding: object, groups: object, dilation: object) -> Parameters:
+    """Those of a layer that was seen lately, all of them ints, and `output_padding` None where it may be."""
+    return _parameters(stride, padding_, output_padding, groups, dilation, derived=True)
 
 
 def smaller_output_padding(output_padding: int, stride: int, dilation: int) -> None:

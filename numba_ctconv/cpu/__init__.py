@@ -55,14 +55,18 @@ class CpuEngine:
         """Whether NumPy lets the array be written."""
         return bool(value.flags.writeable)
 
-    def overlap(self, one: Any, other: Any) -> bool:
-        """Whether two arrays share memory; pairs too intricate to tell count as sharing."""
-        if one is not other and one.flags.owndata and other.flags.owndata:
-            return False
-        try:
-            return bool(np.shares_memory(one, other, max_work=OVERLAP_WORK))  # type: ignore[arg-type]  # the stub lacks it
-        except np.exceptions.TooHardError:
-            return True
+    def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
+        """The first of `others` that shares memory with the array; pairs too intricate to tell count as sharing."""
+        own = array.flags.owndata
+        for name, other in others.items():
+            if other is None or (own and other is not array and other.flags.owndata):
+                continue
+            try:
+                if np.shares_memory(array, other, max_work=OVERLAP_WORK):  # type: ignore[arg-type]  # the stub lacks it
+                    return name
+            except np.exceptions.TooHardError:
+                return name
+        return None
 
     def launch_stream(self, stream: Any, values: dict[str, Any]) -> None:
         """Host work has no queue."""
@@ -90,11 +94,10 @@ class CpuEngine:
             return
         if bias is None:
             bias = np.empty(0, output.dtype)
-        plan, crop = geometry.plan, geometry.crops.left
-        long = input.size * weight.shape[1] * plan.kernel_size > machine.FEW_PRODUCTS
-        workers = machine.threads() if long else 1
-        if algorithm in FAST and fast.forward(input, weight, bias, geometry, groups, workers, long, kept, output):
+        if algorithm in FAST and fast.forward(input, weight, bias, geometry, groups, kept, output):
             return
+        workers, _ = machine.share(weight.size * geometry.input_length * output.shape[0])
+        plan, crop = geometry.plan, geometry.crops.left
         batch, out_channels, length = output.shape
         if algorithm == "scatter":
             forward_kernels.scatter(
@@ -127,13 +130,10 @@ class CpuEngine:
         """Overwrite grad_input (N, C_in, L_in) from grad_output (N, C_out, L_out) and weight."""
         if grad_input.size == 0:
             return
-        plan, crop = geometry.plan, geometry.crops.left
-        long = grad_input.size * weight.shape[1] * plan.kernel_size > machine.FEW_PRODUCTS
-        workers = machine.threads() if long else 1
-        if algorithm in FAST and fast.grad_input(
-            grad_output, weight, geometry, groups, workers, long, kept, grad_input
-        ):
+        if algorithm in FAST and fast.grad_input(grad_output, weight, geometry, groups, kept, grad_input):
             return
+        workers, _ = machine.share(weight.size * geometry.input_length * grad_input.shape[0])
+        plan, crop = geometry.plan, geometry.crops.left
         batch, in_channels, length = grad_input.shape
         if algorithm == "scatter":
             grad_input_kernels.scatter(
@@ -161,9 +161,10 @@ class CpuEngine:
         grad_bias: Any | None,
     ) -> None:
         """Overwrite grad_weight (C_in, C_out/groups, K), and grad_bias (C_out) or None, from grad_output and input."""
-        plan, crop, workers = geometry.plan, geometry.crops.left, machine.threads()
+        workers, long = machine.share(grad_weight.size * geometry.input_length * input.shape[0])
+        plan, crop = geometry.plan, geometry.crops.left
         if algorithm in FAST and fast.grad_weight(
-            grad_output, input, geometry, groups, workers, grad_weight, grad_bias
+            grad_output, input, geometry, groups, workers, long, grad_weight, grad_bias
         ):
             return
         if grad_bias is not None:
@@ -183,12 +184,13 @@ class CpuEngine:
 
     def grad_bias(self, grad_output: Any, algorithm: Algorithm, stream: None, grad_bias: Any) -> None:
         """Overwrite grad_bias (C_out) from grad_output, with the bits that it has beside grad_weight."""
-        workers, itemsize = machine.threads(), grad_bias.itemsize
+        (workers, long), itemsize = machine.share(grad_output.size), grad_bias.itemsize
         lanes, together = machine.vector_bytes() // itemsize, machine.SUMS_BYTES // machine.vector_bytes()
         scratch = np.empty((workers, together * (lanes + 1) + machine.LONGEST_STRETCH), grad_bias.dtype)
         grad_weight_kernels.sum_channels(
-            grad_output, row_sums.rows(itemsize), row_sums.lanes(itemsize), lanes, together, workers, scratch, grad_bias
-        )
+            grad_output, row_sums.rows(itemsize), row_sums.lanes(itemsize), lanes, together, workers, int(long),
+            scratch, grad_bias,
+        )  # fmt: skip
 
     # A layer's parameters live in host memory already; CUDA's are moved.
 

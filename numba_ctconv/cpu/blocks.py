@@ -13,8 +13,8 @@ import numpy as np
 from ..geometry import Geometry
 from . import microkernels, target
 from .layout import MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
+from .panels import MOST_TOGETHER, Families, Family
 
-MOST_TOGETHER = 16  # tiles that are packed at once, which may lie side by side in the weight
 PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
@@ -25,11 +25,14 @@ CACHE_WAYS = 8
 
 
 class Call(NamedTuple):
-    """What a call of some shape takes beside a layout: kept for as many calls as are usual at a time."""
+    """What a call of some shape takes for a family of phases: kept for as many calls as are usual at a time."""
 
+    panel_numbers: Any  # a PanelSizes and its lists, as an array
     numbers: Any  # a Sizes, as an array
-    scratch_size: int  # in elements
+    shared_size: int  # of scratch memory, in elements
+    worker_size: int  # and of each worker's
     makes_panels: bool  # as they are used
+    long: bool  # enough to share out, and to let other Python threads run
 
 
 class Problem(NamedTuple):
@@ -38,10 +41,8 @@ class Problem(NamedTuple):
     groups: int
     shape: tuple[int, ...]  # of the source
     strides: tuple[int, ...]  # likewise, in bytes
-    row_channels: int  # of a group of the output
-    itemsize: int
-    workers: int
-    long: bool  # worth letting other Python threads run
+    long: bool  # a Call's
+    packed: bool  # whether the panels are there
     crop_in: int
     crop_out: int
     q_first: int
@@ -50,68 +51,58 @@ class Problem(NamedTuple):
 
 @functools.lru_cache(maxsize=128)
 def forward_calls(
-    layouts: tuple[Layout, ...],
-    geometry: Geometry,
-    groups: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    out_channels: int,
-    itemsize: int,
-    workers: int,
-    long: bool,
-    packed: bool,
+    families: Families, geometry: Geometry, groups: int, shape: tuple[int, ...], strides: tuple[int, ...], packed: bool
 ) -> tuple[Call, ...]:
-    """What a forward pass takes, a family of phases each, whose panels are there if they are `packed`."""
+    """What a forward pass takes, for each family of phases; its panels are there if they are `packed`."""
     step, crop = geometry.plan.stride, geometry.crops.left
     first = crop // step
     positions = (crop + geometry.output_length - 1) // step - first + 1
-    problem = Problem(
-        groups, shape, strides, out_channels // groups, itemsize, workers, long, 0, crop, first, positions
-    )
-    return tuple(call_of(own, problem, packed=packed) for own in layouts)
+    long = is_long(families, geometry, shape)
+    problem = Problem(groups, shape, strides, long, packed, 0, crop, first, positions)
+    return tuple(call_of(own, problem) for own in families)
 
 
 @functools.lru_cache(maxsize=128)
 def grad_input_calls(
-    layouts: tuple[Layout, ...],
-    geometry: Geometry,
-    groups: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-    in_channels: int,
-    itemsize: int,
-    workers: int,
-    long: bool,
-    packed: bool,
+    families: Families, geometry: Geometry, groups: int, shape: tuple[int, ...], strides: tuple[int, ...], packed: bool
 ) -> tuple[Call, ...]:
     """As above, of the gradient of the input."""
-    crop, length = geometry.crops.left, geometry.input_length
-    problem = Problem(groups, shape, strides, in_channels // groups, itemsize, workers, long, crop, 0, 0, length)
-    return tuple(call_of(own, problem, packed=packed) for own in layouts)
+    crop, length, long = geometry.crops.left, geometry.input_length, is_long(families, geometry, shape)
+    problem = Problem(groups, shape, strides, long, packed, crop, 0, 0, length)
+    return tuple(call_of(own, problem) for own in families)
 
 
-def call_of(own: Layout, problem: Problem, *, packed: bool) -> Call:
-    """What a call takes, whose panels are there if they are `packed`."""
-    sizes = sizes_of(own, problem, packed=packed)
+def is_long(families: Families, geometry: Geometry, shape: tuple[int, ...]) -> bool:
+    """Whether the product of all families with a source of this shape is worth sharing out."""
+    weights = shape[1] * families[0].layout.row_channels * geometry.plan.kernel_size
+    return shape[0] * weights * geometry.input_length > target.FEW_PRODUCTS
+
+
+def call_of(family: Family, problem: Problem) -> Call:
+    """What a call takes for a family of phases."""
+    own = family.layout
+    sizes = sizes_of(own, problem)
     tile_size = own.rows * own.vectors * own.lanes
     staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.start_size * microkernels.COLUMNS[-1])
-    sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // problem.itemsize
+    sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // own.itemsize
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
     sizes = sizes._replace(slab_size=slab_size, own_size=slab_size + sums_size + staged + 2 * sizes.start_size)
-    offsets_size = 2 * len(own.term_rows) * 8 // problem.itemsize
-    panels_size = problem.workers * sizes.together * len(own.term_rows) * own.rows + own.beyond
-    scratch_size = offsets_size + problem.workers * (sizes.own_size + 1) + (panels_size if sizes.together else 0)
-    return Call(np.array(sizes), scratch_size, sizes.together > 0)
+    makes_panels = sizes.together > 0
+    offsets_size = 2 * len(own.term_rows) * 8 // own.itemsize
+    shared_size = offsets_size + (own.beyond if makes_panels else 0)
+    worker_size = sizes.own_size + 1 + sizes.together * len(own.term_rows) * own.rows
+    return Call(family.numbers, np.array(sizes), shared_size, worker_size, makes_panels, problem.long)
 
 
-def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
-    """What the kernel unpacks, for one call: the columns cut into even blocks, the rows into parts for the workers.
+def sizes_of(layout: Layout, problem: Problem) -> Sizes:
+    """What the kernel unpacks, for one call: the columns cut into even blocks.
 
     But for the sizes of its scratch memory, which follow from these.
     """
-    groups, (batch, _, length), strides, row_channels, itemsize, workers, long, *steps = problem
+    groups, (batch, _, length), strides, long, packed, *steps = problem
     crop_in, _, q_first, positions = steps
+    row_channels, itemsize = layout.row_channels, layout.itemsize
     full = layout.vectors * layout.lanes
     row_tiles = layout.row_tiles(row_channels)
     in_place = reads_in_place(layout, row_channels, strides, itemsize)
@@ -139,10 +130,9 @@ def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
     pitch = layout.lead + strip + layout.tail
     if columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
-    parts = max(1, min(row_tiles, -(-4 * workers // (groups * blocks))))
     together = 0 if packed or blocks > MOST_BLOCKS_REMADE else tiles_together(layout, itemsize)
     return Sizes._make(
-        (*layout.fixed, groups, parts, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
+        (*layout.fixed, groups, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
          together, 0, 0, int(long))
     )  # fmt: skip
 

@@ -77,8 +77,7 @@ class Kernel:
         self.nogil = nogil
         self.dispatchers: list[Any] = []  # Numba's, which own the compiled code
         self.arguments = arguments
-        self.compiled: dict[np.dtype[Any], Any] = {}  # the parallel form
-        self.serial: dict[np.dtype[Any], Any] = {}
+        self.compiled: dict[np.dtype[Any], tuple[Any, Any]] = {}  # the serial and the parallel form
         names = function.__code__.co_varnames[: function.__code__.co_argcount]
         self._workers = names.index("workers") if "workers" in names else None
         self.__doc__ = function.__doc__
@@ -90,9 +89,9 @@ class Kernel:
         "workqueue". It never waits.
         """
         dtype = values[-1].dtype
-        parallel = self.compiled.get(dtype) or self.compile(dtype)
+        serial, parallel = self.compiled.get(dtype) or self.compile(dtype)
         if (self._workers is not None and values[self._workers] == 1) or target.threads() == 1:
-            self.serial[dtype](*values)
+            serial(*values)
         elif numba.threading_layer() != "workqueue":
             parallel(*values)
         elif _workqueue.acquire(blocking=False):
@@ -101,7 +100,7 @@ class Kernel:
             finally:
                 _workqueue.release()
         else:
-            self.serial[dtype](*values)
+            serial(*values)
 
     def signature(self, dtype: np.dtype[Any]) -> Any:
         """The one signature for a dtype."""
@@ -115,13 +114,13 @@ class Kernel:
         }
         return types.void(*(types.int64 if a == "i" else layouts[a[0]](int(a[1])) for a in self.arguments))
 
-    def compile(self, dtype: np.dtype[Any]) -> Any:
-        """The parallel form for a dtype; the serial one is made with it, so that a forked child has it too."""
+    def compile(self, dtype: np.dtype[Any]) -> tuple[Any, Any]:
+        """Both forms for a dtype, made together, so that a forked child has the serial one too."""
         with compiling:
             if dtype not in self.compiled:
                 signature = self.signature(dtype)
-                self.serial[dtype] = self._form("serial", signature, parallel=False)
-                self.compiled[dtype] = self._form("parallel", signature, parallel=PRANGE)
+                serial = self._form("serial", signature, parallel=False)
+                self.compiled[dtype] = serial, self._form("parallel", signature, parallel=PRANGE)
             return self.compiled[dtype]
 
     def _form(self, form: str, signature: Any, parallel: Any) -> Any:

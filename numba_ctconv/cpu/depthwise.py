@@ -11,24 +11,27 @@ Called by the engine with its scratch memory; nothing here allocates or checks.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_rows
+from .intrinsics import address_of, call_rows, release_gil, take_gil
 from .rows import add_samples, copy_padded
 
 CHUNK = 512  # positions that pass through scratch memory at once
 CACHED_BYTES = 256 * 1024  # of rows that are read again out of the second-level cache
 
 
-@kernel("r3 c3 r1 i i i i i i i i i i i i c2 w3")
+@kernel("r3 c3 r1 i i i i i i i i i i i i i c2 w3", nogil=False)
 def rows(
     source, weight, bias, function, step_in, lead, tail, crop_in, step_out, crop_out, position, positions, lanes,
-    workers, stretches, scratch, target,
+    workers, stretches, long, scratch, target,
 ):  # fmt: skip
     """Forward and grad_input: the positions from `position` on of each row, by the C function at an address.
 
     Position q takes the samples from (q - lead)·step_in - crop_in up to (q + tail + 1)·step_in - crop_in, and gives
-    those from q·step_out - crop_out on, step_out of them. Rows are cut into `stretches` for the workers. Scratch
-    (workers, -): the bias of a layer that has none, samples and results of a chunk.
+    those from q·step_out - crop_out on, step_out of them. Rows are cut into `stretches` for the workers. Other Python
+    threads may run during a `long` call.
+
+    Scratch (workers, -): the bias of a layer that has none, samples and results of a chunk.
     """
+    gil = release_gil(long)
     batch, channels, length = target.shape
     multiplier = channels // source.shape[1]
     size = target.itemsize
@@ -78,6 +81,7 @@ def rows(
                 ))  # fmt: skip
                 keep(scratch, worker, made, count * step_out, target, item, channel, chunk * step_out - crop_out)
             task += 1
+    take_gil(gil)
 
 
 @helper
@@ -98,17 +102,20 @@ def keep(scratch, worker, at, count, target, item, channel, first):
         target[item, channel, first + j] = scratch[worker, at + j]
 
 
-@kernel("r3 r3 i i i i i i i i i c2 c1 w3 w1")
+@kernel("r3 r3 i i i i i i i i i i c2 c1 w3 w1", nogil=False)
 def grad_weight(
-    grad_output, input, function, add_rows, add_lanes, stride, tail, crop, lanes, together, workers, scratch, infinite,
-    grad_weight, grad_bias,
+    grad_output, input, function, add_rows, add_lanes, stride, tail, crop, lanes, together, workers, long, scratch,
+    infinite, grad_weight, grad_bias,
 ):  # fmt: skip
     """The sums over time of each channel, by the C functions at three addresses; so many channels after each other.
 
     The samples of the output gradient are added up for the bias, where it has a gradient, while they are in a cache.
+    Other Python threads may run during a `long` call.
+
     Scratch (workers, -): the sums of each lane and of all, and samples of both operands. `infinite` gets a NaN where a
     sum is not finite, which a sample may have done to it that meets none.
     """
+    gil = release_gil(long)
     batch, channels, length = input.shape
     size = input.itemsize
     taps = grad_weight.shape[2]
@@ -150,6 +157,7 @@ def grad_weight(
                 for channel in range(count):
                     grad_bias[first + channel] = scratch[worker, totals + channel]
         infinite[worker] = check
+    take_gil(gil)
 
 
 @helper

@@ -28,69 +28,45 @@ Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until 
 
 
 def forward(
-    input: Any,
-    weight: Any,
-    bias: Any,
-    geometry: Geometry,
-    groups: int,
-    workers: int,
-    long: bool,
-    kept: Kept | None,
-    output: Any,
+    input: Any, weight: Any, bias: Any, geometry: Geometry, groups: int, kept: Kept | None, output: Any
 ) -> bool:
-    """Forward by rows or tiles; False where neither serves. Other Python threads run during a `long` one."""
+    """Forward by rows or tiles; False where neither serves."""
     plan = geometry.plan
     if weight.shape[0] == groups and depthwise_rows.fits(plan):
         crop = geometry.crops.left
         first = crop // plan.stride
         positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
-        own = _kept(kept, ("rows", plan, groups), lambda: panels.of_rows(weight))
+        own = _packed(panels.of_rows, weight, plan, groups, kept)
         if own.finite:
             steps = (1, plan.shift(plan.kernel_size - 1), 0, 0, plan.stride, crop)
-            _rows("forward", input, own.values, bias, plan, workers, steps, first, positions, output)
+            _rows("forward", input, own.values, bias, plan, steps, first, positions, output)
         return bool(own.finite)
-    key = ("forward", plan, groups)
-    packed = kept.get(key) if kept else None
-    if packed is None:
-        packed = _kept(kept, key, lambda: panels.of_forward(weight, plan, groups, now=kept is not None))
+    packed = _packed(panels.of_forward, weight, plan, groups, kept)
     if packed is None or not packed.finite:
         return False
-    calls = blocks.forward_calls(
-        packed.layouts, geometry, groups, input.shape, input.strides, output.shape[1], output.itemsize, workers,
-        long, kept is not None,
-    )  # fmt: skip
-    return _product(input, bias, packed, calls, workers, output)
+    calls = blocks.forward_calls(packed.families, geometry, groups, input.shape, input.strides, kept is not None)
+    return _product(input, bias, packed, calls, output)
 
 
 def grad_input(
-    grad_output: Any,
-    weight: Any,
-    geometry: Geometry,
-    groups: int,
-    workers: int,
-    long: bool,
-    kept: Kept | None,
-    grad_input: Any,
+    grad_output: Any, weight: Any, geometry: Geometry, groups: int, kept: Kept | None, grad_input: Any
 ) -> bool:
     """The input gradient by rows or tiles; as above."""
     plan, crop, length = geometry.plan, geometry.crops.left, grad_input.shape[2]
     nothing = np.empty(0, grad_input.dtype)  # to start from
     if _is_depthwise(weight, groups) and depthwise_rows.fits(plan):
-        own = _kept(kept, ("rows", plan, groups), lambda: panels.of_rows(weight))
+        own = _packed(panels.of_rows, weight, plan, groups, kept)
         if own.finite:
             steps = (plan.stride, 0, depthwise_rows.ahead(plan, grad_input.itemsize), crop, 1, 0)
-            _rows("grad_input", grad_output, own.values, nothing, plan, workers, steps, 0, length, grad_input)
+            _rows("grad_input", grad_output, own.values, nothing, plan, steps, 0, length, grad_input)
         return bool(own.finite)
-    packed = _kept(
-        kept, ("grad_input", plan, groups), lambda: panels.of_grad_input(weight, plan, groups, now=kept is not None)
-    )
+    packed = _packed(panels.of_grad_input, weight, plan, groups, kept)
     if packed is None or not packed.finite:
         return False
     calls = blocks.grad_input_calls(
-        packed.layouts, geometry, groups, grad_output.shape, grad_output.strides, grad_input.shape[1],
-        grad_input.itemsize, workers, long, kept is not None,
-    )  # fmt: skip
-    return _product(grad_output, nothing, packed, calls, workers, grad_input)
+        packed.families, geometry, groups, grad_output.shape, grad_output.strides, kept is not None
+    )
+    return _product(grad_output, nothing, packed, calls, grad_input)
 
 
 def grad_weight(
@@ -99,6 +75,7 @@ def grad_weight(
     geometry: Geometry,
     groups: int,
     workers: int,
+    long: bool,
     grad_weight: Any,
     grad_bias: Any | None,
 ) -> bool:
@@ -107,40 +84,45 @@ def grad_weight(
         grad_bias = np.empty(0, grad_weight.dtype)
     if _is_depthwise(grad_weight, groups) and depthwise_rows.fits(geometry.plan):
         return _weight_rows(
-            grad_output, input, geometry.plan, geometry.crops.left, workers, grad_weight, grad_bias
-        )  # fmt: skip
-    return _weight_product(grad_output, input, geometry, groups, workers, grad_weight, grad_bias)
+            grad_output, input, geometry.plan, geometry.crops.left, workers, long, grad_weight, grad_bias
+        )
+    return _weight_product(grad_output, input, geometry, groups, workers, long, grad_weight, grad_bias)
 
 
 def _is_depthwise(weight: Any, groups: int) -> bool:
     return bool(weight.shape[0] == groups and weight.shape[1] == 1)
 
 
-def _kept(kept: Kept | None, key: tuple[str, Plan, int], pack: Callable[[], Any]) -> Any:
-    """The packed weight of an operation, a plan and groups: the layer's, packed at its first use, or the call's."""
+def _packed(pack: Callable[..., Any], weight: Any, plan: Plan, groups: int, kept: Kept | None) -> Any:
+    """The weight packed in one of the ways of panels: the layer's, packed at its first use, or the call's."""
     if kept is None:
-        return pack()
-    if key not in kept:
-        kept[key] = pack()
-    return kept[key]
+        return pack(weight, plan, groups, now=False)
+    key = pack, plan, groups
+    try:
+        return kept[key]
+    except KeyError:
+        kept[key] = packed = pack(weight, plan, groups, now=True)
+        return packed
 
 
-def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan, workers: int,
+def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan,
           steps: tuple[int, int, int, int, int, int], position: int, positions: int, target: Any) -> None:  # fmt: skip
     """Run a depthwise layer's forward or grad_input; `steps` are step_in, lead, tail, crop_in, step_out, crop_out."""
     function = depthwise_rows.rows(operation, plan, target.itemsize)
     step_in, lead, tail, _, step_out, _ = steps
+    workers, long = machine.share(weight.size * positions * target.shape[0])
     chunk = depthwise.CHUNK
     scratch = np.empty((workers, (lead + chunk + tail) * step_in + chunk * step_out + 1), target.dtype)
     lanes = machine.vector_bytes() // target.itemsize
     stretches = machine.stretches(workers, target.shape[0] * target.shape[1], target.shape[2])
     depthwise.rows(
-        source, weight, bias, function, *steps, position, positions, lanes, workers, stretches, scratch, target
+        source, weight, bias, function, *steps, position, positions, lanes, workers, stretches, int(long), scratch,
+        target,
     )  # fmt: skip
 
 
 def _weight_rows(
-    grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, grad_weight: Any, grad_bias: Any
+    grad_output: Any, input: Any, plan: Plan, crop: int, workers: int, long: bool, grad_weight: Any, grad_bias: Any
 ) -> bool:
     """Run a depthwise layer's grad_weight; False where an operand is not finite."""
     size = input.itemsize
@@ -152,34 +134,39 @@ def _weight_rows(
     infinite = np.zeros(workers, input.dtype)
     depthwise.grad_weight(
         grad_output, input, function, row_sums.rows(size), row_sums.lanes(size), plan.stride, ahead, crop, lanes,
-        together, workers, scratch, infinite, grad_weight, grad_bias,
+        together, workers, int(long), scratch, infinite, grad_weight, grad_bias,
     )  # fmt: skip
     return not np.count_nonzero(infinite)
 
 
-def _product(source: Any, bias: Any, packed: Packed, calls: tuple[Call, ...], workers: int, output: Any) -> bool:
+def _product(source: Any, bias: Any, packed: Packed, calls: tuple[Call, ...], output: Any) -> bool:
     """Run the tiled product of forward or grad_input, one family of phases after the other.
 
     False where the panels are made here, of a weight that is not finite.
     """
-    weight = packed.weight
-    for family, values, (numbers, scratch_size, makes_panels) in zip(
-        packed.families, packed.panels, calls, strict=True
-    ):
-        scratch = np.empty(scratch_size, output.dtype)
-        made = scratch if makes_panels else values  # by the kernel itself, or when the layer was first called,
+    workers = machine.threads() if calls[0].long else 1
+    for k, (panel_numbers, numbers, shared_size, worker_size, makes_panels, _) in enumerate(calls):
+        scratch = np.empty(shared_size + workers * worker_size, output.dtype)
+        made = scratch if makes_panels else packed.panels[k]  # by the kernel itself, or at the layer's first call,
         if made is None:  # or now
-            made, finite = panels.values_of(weight, family)
+            made, finite = panels.values_of(packed.weight, packed.families[k])
             if not finite:
                 return False
-        tiled.product(source, bias, made, family.numbers, numbers, workers, weight, scratch, output)
+        tiled.product(source, bias, made, panel_numbers, numbers, workers, packed.weight, scratch, output)
         if makes_panels and scratch[0] != 0:
             return False
     return True
 
 
 def _weight_product(
-    grad_output: Any, input: Any, geometry: Geometry, groups: int, workers: int, grad_weight: Any, grad_bias: Any
+    grad_output: Any,
+    input: Any,
+    geometry: Geometry,
+    groups: int,
+    workers: int,
+    long: bool,
+    grad_weight: Any,
+    grad_bias: Any,
 ) -> bool:
     """Run the tiled product of grad_weight; False where the layer has none, or an input is not finite."""
     if input.size == 0:
@@ -197,7 +184,7 @@ def _weight_product(
     sums = np.empty((workers, call.sums_size), input.dtype)
     infinite = np.zeros(workers, input.dtype)
     tiled_weight.product(
-        grad_output, input, own.planes, own.shifts, own.taps, call.tiles, call.numbers, workers, offsets, scratch, sums,
-        infinite, grad_weight, grad_bias,
+        grad_output, input, own.planes, own.shifts, own.taps, call.tiles, call.numbers, workers, int(long), offsets,
+        scratch, sums, infinite, grad_weight, grad_bias,
     )  # fmt: skip
     return not np.count_nonzero(infinite)

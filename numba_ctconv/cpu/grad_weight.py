@@ -12,7 +12,7 @@ sum_channels the gradient of the bias: a task owns a channel.
 from numba import prange
 
 from .compilation import kernel
-from .intrinsics import address_of, call_rows
+from .intrinsics import address_of, call_rows, release_gil, take_gil
 from .rows import add_samples, copy_row, count_below, dot, first_not_below
 
 
@@ -74,12 +74,15 @@ def scatter(grad_output, input, stride, dilation, groups, crop_left, workers, gr
                         grad_weight[i, channel, k] += input[item, i, t] * dy
 
 
-@kernel("r3 i i i i i c2 w1")
-def sum_channels(grad_output, add_rows, add_lanes, lanes, together, workers, scratch, grad_bias):
+@kernel("r3 i i i i i i c2 w1", nogil=False)
+def sum_channels(grad_output, add_rows, add_lanes, lanes, together, workers, long, scratch, grad_bias):
     """Sum grad_output[n, o, l] over n and l, by the C functions at two addresses; so many channels after each other.
+
+    Other Python threads may run during a `long` call.
 
     Scratch (workers, -): the sums of each lane and of all, and samples of a row that is not contiguous.
     """
+    gil = release_gil(long)
     batch, channels, _ = grad_output.shape
     totals, given = together * lanes, together * (lanes + 1)
     stretch = scratch.shape[1] - given
@@ -95,3 +98,4 @@ def sum_channels(grad_output, add_rows, add_lanes, lanes, together, workers, scr
             call_rows(add_lanes, (scratch_at, count, scratch_at + totals * scratch.itemsize))
             for channel in range(count):
                 grad_bias[first + channel] = scratch[worker, totals + channel]
+    take_gil(gil)

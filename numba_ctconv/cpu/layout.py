@@ -41,7 +41,6 @@ class Sizes(NamedTuple):
     few_columns: int  # up to which a tile has its lanes over its rows
     start_size: int  # of what a tile starts from, and of a column of a tile of few
     groups: int
-    parts: int  # that the rows are cut into, for the workers
     strip: int  # columns of a block whose rows lie together in a slab
     pitch: int  # of a strip's rows
     width: int  # columns of a block
@@ -103,6 +102,8 @@ class Layout:
     term_rows: Any  # (terms,), of a slab
     term_starts: Any  # (terms,), where in its row: lead - shift
     slab_rows: int
+    row_channels: int  # of a group of the output
+    itemsize: int
 
     def row_tiles(self, row_channels: int) -> int:
         """Tiles that cover the rows of a group."""
@@ -201,7 +202,7 @@ def _layout(*, channels: int, row_channels: int, itemsize: int, planes: Any, pla
         lead=lead, tail=tail, few_columns=few,
         term_rows=(np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel(),
         term_starts=np.tile(lead - shifts, channels), phases=phases, planes=planes,
-        slab_rows=slab_rows, step_in=step_in, step_out=step_out,
+        slab_rows=slab_rows, row_channels=row_channels, itemsize=itemsize, step_in=step_in, step_out=step_out,
         every_plane=np.array_equal(planes, np.arange(step_in)), **rest,
     )  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Weights packed for the tiles: made once for a layer, or for a call. Called by the engine."""
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -7,19 +8,21 @@ import numpy as np
 
 from ..geometry import Plan
 from . import layout, microkernels, moves, packing, tile_rows
-from .blocks import MOST_TOGETHER
 from .layout import Layout, PanelSizes
 
+MOST_TOGETHER = 16  # tiles that are packed at once, which may lie side by side in the weight
 
-class Family(NamedTuple):
-    """One family of phases, as the kernels take it."""
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Family:
+    """One family of phases, as the kernels take it. Only the same object is the same."""
 
     layout: Layout
     numbers: Any  # a PanelSizes and its lists, as an array
     together: int  # tiles that are packed together where they are neighbours in the weight
 
 
-Families = tuple[tuple[Family, ...], tuple[Layout, ...]]  # and the layouts of theirs
+Families = tuple[Family, ...]  # of a layer
 
 
 class Rows(NamedTuple):
@@ -33,8 +36,7 @@ class Packed(NamedTuple):
     """A weight as one operation takes it."""
 
     weight: Any  # (groups, term channels, row channels, taps), a view
-    families: tuple[Family, ...]
-    layouts: tuple[Layout, ...]  # theirs
+    families: Families
     panels: tuple[Any, ...]  # of each, [group][tile][term][row]; None where a call makes them
     finite: bool  # an absent tap or sample is a product with zero, which Inf and NaN would not let vanish
 
@@ -44,7 +46,7 @@ def of_forward(weight: Any, plan: Plan, groups: int, *, now: bool) -> Packed | N
     channels, row_channels, taps = weight.shape
     split = weight.reshape(groups, channels // groups, row_channels, taps)  # a view
     families = _forward_families(plan, channels // groups, row_channels, weight.itemsize)
-    return None if families is None else _packed(split, *families, now)
+    return None if families is None else _packed(split, families, now)
 
 
 def of_grad_input(weight: Any, plan: Plan, groups: int, *, now: bool) -> Packed | None:
@@ -52,11 +54,11 @@ def of_grad_input(weight: Any, plan: Plan, groups: int, *, now: bool) -> Packed 
     row_channels, channels, taps = weight.shape
     split = weight.reshape(groups, row_channels // groups, channels, taps).transpose(0, 2, 1, 3)
     families = _grad_input_families(plan, channels, row_channels // groups, weight.itemsize)
-    return None if families is None else _packed(split, *families, now)
+    return None if families is None else _packed(split, families, now)
 
 
-def of_rows(weight: Any) -> Rows:
-    """The weight of a depthwise layer."""
+def of_rows(weight: Any, *_how: Any, now: bool) -> Rows:  # noqa: ARG001  # as the others take it
+    """The weight of a depthwise layer, whatever its plan."""
     return Rows(np.array(weight, order="C"), bool(np.isfinite(weight).all()))
 
 
@@ -70,11 +72,11 @@ def values_of(weight: Any, family: Family) -> tuple[Any, bool]:
     return values, not np.count_nonzero(infinite)
 
 
-def _packed(split: Any, families: tuple[Family, ...], layouts: tuple[Layout, ...], now: bool) -> Packed:
+def _packed(split: Any, families: Families, now: bool) -> Packed:
     if not now:
-        return Packed(split, families, layouts, (None,) * len(families), True)
+        return Packed(split, families, (None,) * len(families), True)
     values, finite = zip(*(values_of(split, family) for family in families), strict=True)
-    return Packed(split, families, layouts, values, all(finite))
+    return Packed(split, families, values, all(finite))
 
 
 @functools.lru_cache(maxsize=64)
@@ -90,7 +92,7 @@ def _grad_input_families(plan: Plan, channels: int, row_channels: int, size: int
 def _families(layouts: tuple[Layout, ...] | None, row_channels: int, size: int, together: int) -> Families | None:
     if layouts is None:
         return None
-    return tuple(Family(own, _numbers(own, row_channels, size), together) for own in layouts), layouts
+    return tuple(Family(own, _numbers(own, row_channels, size), together) for own in layouts)
 
 
 def _numbers(own: Layout, row_channels: int, size: int) -> Any:

@@ -23,6 +23,12 @@ FEW_PRODUCTS = 30_000  # a microsecond's, up to which neither waking other worke
 CHANNELS_TOGETHER = 4  # rows of a slab: input channels that meet a sum while it is in a register
 
 
+def share(products: int) -> tuple[int, bool]:
+    """Workers for so many products, and whether they last long enough to let other Python threads run meanwhile."""
+    long = products > FEW_PRODUCTS
+    return threads() if long else 1, long
+
+
 def threads() -> int:
     """Workers that a kernel may keep busy: Numba's setting for the calling thread, and 1 where its threads are lost."""
     if fork.threads_lost:

@@ -25,6 +25,8 @@ from .layout import PanelSizes, Sizes
 from .packing import lists_of, pack_slab, pack_tiles, panel_sizes_in, tiles_of
 from .rows import count_below, first_not_below, nothing_of, to_line
 
+TASKS_EACH = 4  # of a worker, at least, where there are as many
+
 sizes_in = integers(len(Sizes._fields))
 
 
@@ -41,10 +43,11 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
     tiles, term_rows, term_starts, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
     gil = release_gil(sizes.long)
-    groups, parts, size = sizes.groups, sizes.parts, panels.itemsize
+    groups, size = sizes.groups, panels.itemsize
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
     column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
     blocks = -(-column_end // sizes.width)
+    parts = max(1, min(row_tiles, -(-TASKS_EACH * workers // (groups * blocks))))  # of the rows
     tasks = groups * blocks * parts
     terms = term_rows.size
     panel_size = terms * sizes.rows

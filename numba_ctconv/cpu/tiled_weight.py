@@ -16,7 +16,7 @@ the length alone, so threads change no bit.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_rows, call_tile, integers
+from .intrinsics import address_of, call_move, call_rows, call_tile, integers, release_gil, take_gil
 from .rows import add_samples, count_below, first_not_below, nothing_of, to_line
 from .target import LONGEST_STRETCH
 from .weight_layout import WeightSizes
@@ -24,12 +24,12 @@ from .weight_layout import WeightSizes
 sizes_in = integers(len(WeightSizes._fields))
 
 
-@kernel("r3 r3 n1 n1 n1 n2 n1 i o2 c2 c2 c1 w3 w1")
+@kernel("r3 r3 n1 n1 n1 n2 n1 i i o2 c2 c2 c1 w3 w1", nogil=False)
 def product(
-    grad_output, input, planes, shifts, taps, tiles, numbers, workers, offsets, scratch, sums, infinite, grad_weight,
-    grad_bias,
+    grad_output, input, planes, shifts, taps, tiles, numbers, workers, long, offsets, scratch, sums, infinite,
+    grad_weight, grad_bias,
 ):  # fmt: skip
-    """Workers share (group, block of strips, part of the rows) out evenly.
+    """Workers share (group, block of strips, part of the rows) out evenly; other Python threads run in a `long` call.
 
     `taps` is the tap of each (shift, plane), or -1; `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors
     that store, and of those that add; `numbers` are a WeightSizes, which says where all lies in `scratch` (workers, -).
@@ -38,6 +38,7 @@ def product(
     has a gradient where `grad_bias` has elements: a row is added up when it is first met.
     """
     sizes = WeightSizes(*sizes_in(numbers))
+    gil = release_gil(long)
     rows, strip, groups, parts, pitch = sizes.rows, sizes.strip, sizes.groups, sizes.parts, sizes.pitch
     batch, in_channels, length = input.shape
     group_channels = grad_weight.shape[1]
@@ -118,6 +119,7 @@ def product(
                 for c in range(channels):
                     grad_bias[group * group_channels + first_channel + c] = own_scratch[sizes.totals_at + c]
         infinite[worker] = check
+    take_gil(gil)
 
 
 @helper

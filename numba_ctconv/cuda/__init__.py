@@ -69,9 +69,12 @@ class CudaEngine:
         """Whether `value` may be written."""
         return not producers.memory(value, "out").read_only
 
-    def overlap(self, one: Any, other: Any) -> bool:
-        """Whether two arrays share memory, or lie in each other's gaps."""
-        return arrays.overlap(one, other)
+    def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
+        """The first of `others` that shares memory with the array, or lies in its gaps."""
+        for name, other in others.items():
+            if other is not None and arrays.overlap(array, other):
+                return name
+        return None
 
     def launch_stream(self, stream: Any, values: dict[str, Any]) -> Queue:
         """Where the work of a call is queued: `stream`, or that of the first of `values`; it waits for the others'."""

@@ -104,11 +104,15 @@ def test_overlap_is_of_address_ranges():
     def part(of):
         return ENGINE.operands({"a": Foreign(base, of, memory=memory)})["a"]
 
-    assert ENGINE.overlap(part(base[:6]), part(base[5:]))
-    assert not ENGINE.overlap(part(base[:6]), part(base[6:]))
-    assert ENGINE.overlap(part(base[::2]), part(base[1::2]))  # conservative
-    assert ENGINE.overlap(part(base[5::-1]), part(base[:1]))
-    assert not ENGINE.overlap(part(base[6:6]), part(base))
+    def overlap(one, other):
+        others = {"none": None, "empty": part(base[6:6]), "other": part(other)}
+        return ENGINE.overlapped(part(one), others) == "other"
+
+    assert overlap(base[:6], base[5:])
+    assert not overlap(base[:6], base[6:])
+    assert overlap(base[::2], base[1::2])  # conservative
+    assert overlap(base[5::-1], base[:1])
+    assert not overlap(base[6:6], base)
 
 
 def test_transfers():
@@ -117,7 +121,7 @@ def test_transfers():
     copied = ENGINE.copy(device)
     np.testing.assert_array_equal(ENGINE.download(device), host)
     np.testing.assert_array_equal(copied.copy_to_host(), host)
-    assert not ENGINE.overlap(device, copied)
+    assert ENGINE.overlapped(device, {"copied": copied}) is None
     for base, part in strided(host).values():
         np.testing.assert_array_equal(ENGINE.copy(Foreign(base, part)).copy_to_host(), host)
     np.testing.assert_array_equal(ENGINE.download(ENGINE.upload(host[0, 0, ::-1])), host[0, 0, ::-1])
