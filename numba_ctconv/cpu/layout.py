@@ -120,7 +120,7 @@ class Layout:
         Then all tiles of a block sum up a block of terms before any sums up the next.
         """
         in_place = self.step_in == 1 and self.every_plane and self.row_tiles(row_channels) * self.taps <= MOST_IN_PLACE
-        return in_place and self.slab_rows > MOST_STREAMS
+        return in_place and self.slab_rows > MOST_STREAMS and self.taps > 0
 
 
 @functools.lru_cache(maxsize=64)
