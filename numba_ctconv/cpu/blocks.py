@@ -94,11 +94,16 @@ def call_of(own: Layout, problem: Problem, *, packed: bool) -> Call:
     """What a call takes, whose panels are there if they are `packed`."""
     sizes = sizes_of(own, problem, packed=packed)
     tile_size = own.rows * own.vectors * own.lanes
-    staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.start_size * microkernels.COLUMNS[-1])
-    sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // problem.itemsize
+    tall_size = own.rows * sizes.tall_tiles * own.lanes
+    tiles_size = sizes.few_tiles * sizes.start_size
+    staged = max(max(tile_size, tall_size) // own.tile_phases * own.slots, tiles_size * microkernels.COLUMNS[-1])
+    sums_size = max(tile_size, tall_size, sizes.row_sums)
+    starts = max(tiles_size, own.rows * sizes.tall_tiles)
+    lines = 2 * target.CACHE_LINE // problem.itemsize  # to begin at one, and the addresses of panels
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
-    sizes = sizes._replace(slab_size=slab_size, own_size=slab_size + sums_size + staged + 2 * sizes.start_size)
+    own_size = slab_size + lines + sums_size + staged + starts
+    sizes = sizes._replace(slab_size=slab_size, sums_size=sums_size, starts=starts, own_size=own_size)
     offsets_size = 2 * len(own.term_rows) * 8 // problem.itemsize
     panels_size = problem.workers * sizes.together * len(own.term_rows) * own.rows + own.beyond
     scratch_size = offsets_size + problem.workers * (sizes.own_size + 1) + (panels_size if sizes.together else 0)
@@ -139,11 +144,14 @@ def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
     pitch = layout.lead + strip + layout.tail
     if columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
-    parts = max(1, min(row_tiles, -(-4 * workers // (groups * blocks))))
+    units = row_tiles
+    if columns <= layout.lanes + layout.few_columns:  # which several tiles are computed of at once
+        units = -(-row_tiles // max(layout.few_tiles, layout.tall_tiles))
+    parts = 1 if workers == 1 else max(1, min(units, -(-4 * workers // (groups * blocks))))
     together = 0 if packed or blocks > MOST_BLOCKS_REMADE else tiles_together(layout, itemsize)
     return Sizes._make(
-        (*layout.fixed, groups, parts, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
-         together, 0, 0, int(long))
+        (*layout.fixed, groups, row_channels, parts, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
+         together, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 

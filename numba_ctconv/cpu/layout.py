@@ -40,7 +40,11 @@ class Sizes(NamedTuple):
     tail: int
     few_columns: int  # up to which a tile has its lanes over its rows
     start_size: int  # of what a tile starts from, and of a column of a tile of few
+    tile_channels: int  # of a tile, whole or in part
+    few_tiles: int  # that a tile of few columns computes at once
+    tall_tiles: int  # and those of one vector that are
     groups: int
+    row_channels: int  # of a group of the output
     parts: int  # that the rows are cut into, for the workers
     strip: int  # columns of a block whose rows lie together in a slab
     pitch: int  # of a strip's rows
@@ -54,6 +58,8 @@ class Sizes(NamedTuple):
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
     together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
     slab_size: int  # of a worker, in elements
+    sums_size: int  # of a tile or of a row of tiles, likewise
+    starts: int  # of what a few tiles start from
     own_size: int  # of all scratch of a worker, likewise
     long: int  # whether other Python threads may run meanwhile: a short call gains nothing by letting them
 
@@ -70,7 +76,9 @@ class PanelSizes(NamedTuple):
     interleave: int  # and of that for tiles whose terms lie in a row for each channel, or 0
     lay_out: int  # and of the moves of the runs that a tile leaves, and
     deinterleave: int  # of the planes of a source; or 0
+    copy_rows: int  # and of short rows; or 0
     tile_row: int  # address of the rows of tiles, for many rows that are read in place; or 0
+    tall_tile: int  # and of several tiles of one vector; or 0
     tile_count: int  # lengths of the lists: addresses of the tiles of 1, 2, .. vectors and of that of few columns,
     terms: int  # term_rows and term_starts,
     plane_count: int  # planes,
@@ -88,6 +96,8 @@ class Layout:
     tile_phases: int
     slots: int  # of a column of a tile's target
     few_columns: int
+    few_tiles: int  # that are computed at once of few columns
+    tall_tiles: int  # and those that are of one vector
     width: int  # columns of a block, at most
     strip: int  # columns of a strip of a slab, at most
     lead: int
@@ -195,10 +205,12 @@ def _layout(*, channels: int, row_channels: int, itemsize: int, planes: Any, pla
         return None
     few = few_columns(tile_rows)
     start_size = microkernels.panel_width(tile_rows)
+    few_tiles, tall = microkernels.few_tiles(lanes, tile_rows), tall_tiles(tile_rows)
     return Layout(
-        fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size),
+        fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size,
+               tile_rows // tile_phases, few_tiles, tall),
         lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, strip=strip,
-        lead=lead, tail=tail, few_columns=few,
+        lead=lead, tail=tail, few_columns=few, few_tiles=few_tiles, tall_tiles=tall,
         term_rows=(np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel(),
         term_starts=np.tile(lead - shifts, channels), phases=phases, planes=planes,
         slab_rows=slab_rows, step_in=step_in, step_out=step_out,
@@ -229,6 +241,11 @@ def strip_columns(full: int, reach: int) -> int:
 def few_columns(rows: int) -> int:
     """Columns up to which lanes over the rows of a tile are better filled than lanes over time."""
     return min(microkernels.COLUMNS[-1], rows + 1)
+
+
+def tall_tiles(rows: int) -> int:
+    """Tiles of one vector whose sums fit the registers together, beside a vector of a slab's row and a weight."""
+    return next(tiles for tiles in (4, 2, 1) if tiles * rows <= target.vector_registers() - 2 or tiles == 1)
 
 
 def tile_vectors(rows: int) -> int:

@@ -11,11 +11,12 @@ from numba.extending import intrinsic
 
 from ..forks import compiling
 from . import target
-from .emitter import I64, Emitter, c_function
+from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
 
 MOST_ROWS = 12
 # source, its step, count, target, its step
 LONGEST_RUN = 32
+LEAST_PARTED = 32  # bytes of a vector, of which x86 loads and stores some lanes alone
 SIGNATURE = types.void(*[types.int64] * 5)
 # source, step and count of term channels, step of row channels, step and count of taps, target
 PACK_SIGNATURE = types.void(*[types.int64] * 7)
@@ -62,6 +63,30 @@ def deinterleave(typingctx, double, lanes, rows, source, source_step, count, tar
         return context.get_dummy_value()
 
     return types.void(double, lanes, rows, *[types.int64] * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_rows(typingctx, double, lanes, values):
+    """Emit target[m·target_step + t] = source[m·source_step + t] for t below count; 0 but where first <= t < stop.
+
+    `values` is the address of: source, its step, first, stop, the number of rows m, target, its step, count. The steps
+    are in bytes.
+    """
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, double.literal_value, lanes.literal_value)
+        source, source_step, first, stop, rows, target, target_step, count = emit.given(args[2], 8)
+        with emit.loop(count, I64(emit.lanes)) as vector:
+            t = vector.index
+            there = emit.lanes_within(builder.sub(t, first), builder.sub(stop, first))
+            kept = emit.lanes_within(t, count)
+            start, to = emit.element_at(source, t), emit.element_at(target, t)
+            with emit.loop(rows, I64(1)) as row:
+                value = emit.load_some(builder.add(start, builder.mul(row.index, source_step)), there)
+                emit.store_some(value, builder.add(to, builder.mul(row.index, target_step)), kept)
+        return context.get_dummy_value()
+
+    return types.void(double, lanes, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -136,6 +161,12 @@ class CompiledMoves:
         """The address of the move that parts so many interleaved rows; 0 where they are too many for registers."""
         return self._address(_compile_deinterleave, int(itemsize == 8), lanes, rows) if rows <= MOST_ROWS else 0
 
+    def copy_rows(self, itemsize: int) -> int:
+        """The address of the copy of short rows, some with zeros around; 0 where vectors can't be loaded in part."""
+        if itemsize not in (4, 8) or target.vector_bytes() < LEAST_PARTED:
+            return 0
+        return self._address(_compile_copy_rows, int(itemsize == 8), target.vector_bytes() // itemsize)
+
     def transpose(self, itemsize: int) -> int:
         """The address of the move that transposes squares of a vector a side; 0 where elements have no such size."""
         if itemsize not in (4, 8):
@@ -173,6 +204,13 @@ def _compile_deinterleave(double: int, lanes: int, rows: int) -> Any:
         deinterleave(double, lanes, rows, source, source_step, count, target, target_step)
 
     return c_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
+
+
+def _compile_copy_rows(double: int, lanes: int) -> Any:
+    def function(values):
+        copy_rows(double, lanes, values)
+
+    return c_function(function, ROWS_SIGNATURE, f"moves.copy_rows-{double}-{lanes}")
 
 
 def _compile_transpose(double: int, lanes: int) -> Any:

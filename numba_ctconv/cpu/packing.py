@@ -7,18 +7,19 @@ pack_panels is a kernel of its own, which panels.py calls once for a layer. Noth
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_pack, copy_bytes, integers
+from .intrinsics import address_of, call_move, call_pack, call_rows, copy_bytes, integers
 from .layout import PanelSizes
 from .rows import count_below, first_not_below, nothing_of
 
 HEAD = len(PanelSizes._fields)
 panel_sizes_in = integers(HEAD)
 
+SHORT_ROW = 6  # vectors, up to which a row is copied faster than a function for any length is called
 PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
 
 
 @helper
-def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab):
+def pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab):
     """Copy the planes of the group's channels into strips, each with `lead` before its columns and `tail` after them.
 
     A strip holds all rows of its columns close together, so that a tile meets few pages of memory, one after the other.
@@ -33,7 +34,7 @@ def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
         first = (sizes.q_first - lead + at) * step_in - sizes.crop_in  # the sample of plane 0 at the run's start
         for s in range(first_not_below(done - pitch + 1, strip), min(-(-run_end // strip), strips)):
             pack_run(
-                source, planes, sizes, deinterleave, item, group, first, done, run_end - done, max(done, s * strip),
+                source, planes, sizes, panel_sizes, item, group, first, done, run_end - done, max(done, s * strip),
                 min(run_end, s * strip + pitch), s * (rows * pitch - strip), slab,
             )  # fmt: skip
         done = run_end
@@ -42,8 +43,9 @@ def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
 
 
 @helper
-def pack_run(source, planes, sizes, deinterleave, item, group, first, done, run, begin, end, strip_at, slab):
+def pack_run(source, planes, sizes, panel_sizes, item, group, first, done, run, begin, end, strip_at, slab):
     """The planes of a group's channels at the columns from `begin` to `end` of a run of an item's, from `done` on."""
+    deinterleave = panel_sizes.deinterleave
     step_in, lanes, size, length, pitch = sizes.step_in, sizes.lanes, slab.itemsize, source.shape[2], sizes.pitch
     channels = source.shape[1] // sizes.groups
     channel = group * channels
@@ -75,6 +77,11 @@ def pack_run(source, planes, sizes, deinterleave, item, group, first, done, run,
         stop = existing
         if there:
             stop = max(min(end, done + count_below(length - first - planes[p], step_in, run)), existing)
+        if contiguous and step_in == 1 and panel_sizes.copy_rows != 0 and end - begin <= SHORT_ROW * lanes:
+            at = source_at + (start + begin) * size, source.strides[1]
+            to = address_of(slab) + (strip_at + p * pitch + begin) * size, planes.size * pitch * size, end - begin
+            call_rows(panel_sizes.copy_rows, (*at, existing - begin, stop - begin, channels, *to))
+            continue
         for c in range(channels):
             at = strip_at + (c * planes.size + p) * pitch
             for j in range(begin, existing):

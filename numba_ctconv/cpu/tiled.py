@@ -19,11 +19,22 @@ depends on the layer alone.
 
 from numba import prange
 
-from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_tile, integers, release_gil, store_integer, take_gil
+from .compilation import helper, kernel, part
+from .intrinsics import (
+    address_of,
+    borrowed,
+    call_move,
+    call_rows,
+    call_tile,
+    integers,
+    release_gil,
+    store_integer,
+    take_gil,
+)
 from .layout import PanelSizes, Sizes
 from .packing import lists_of, pack_slab, pack_tiles, panel_sizes_in, tiles_of
 from .rows import count_below, first_not_below, nothing_of, to_line
+from .target import CACHE_LINE
 
 sizes_in = integers(len(Sizes._fields))
 
@@ -38,6 +49,8 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     worker; and where some tiles are packed `together`, their panels, in place of `panels`. In the end its first element
     is NaN where a weight was packed that is not finite, else 0.
     """
+    source, bias, panels, weight = borrowed(source), borrowed(bias), borrowed(panels), borrowed(weight)
+    scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
     sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
     tiles, term_rows, term_starts, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
     gil = release_gil(sizes.long)
@@ -46,14 +59,18 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
     blocks = -(-column_end // sizes.width)
     tasks = groups * blocks * parts
+    group_tiles = max(sizes.few_tiles, sizes.tall_tiles)
+    unit = group_tiles if parts * group_tiles < row_tiles + group_tiles else 1  # of tiles that are shared out
+    units = -(-row_tiles // unit)
     terms = term_rows.size
     panel_size = terms * sizes.rows
     strip_size = source.shape[1] // groups * planes.size * sizes.pitch * size
     offsets_at = address_of(scratch)
     for r in range(terms):
         store_integer(offsets_at + r * 8, term_rows[r] * sizes.pitch + term_starts[r])
-        in_place = term_rows[r] * (source.strides[1] // size) + term_starts[r] - sizes.lead
-        store_integer(offsets_at + (terms + r) * 8, in_place)
+    row_step = source.strides[1] // size
+    for r in range(terms if sizes.in_place != 0 else 0):
+        store_integer(offsets_at + (terms + r) * 8, term_rows[r] * row_step + term_starts[r] - sizes.lead)
     room = scratch[2 * terms * 8 // size :]
     infinite = room[workers * sizes.own_size :]
     for worker in prange(workers):
@@ -70,9 +87,10 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
             if source_at != 0:
                 block_at, block_offsets, strip_width = source_at, offsets_at + terms * 8, columns
             elif task // parts != packed:
-                pack_slab(source, planes, sizes, panel_sizes.deinterleave, group, column, columns, slab)
+                pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab)
                 packed = task // parts
-            row_begin, row_end = task % parts * row_tiles // parts, (task % parts + 1) * row_tiles // parts
+            row_begin = task % parts * units // parts * unit
+            row_end = min((task % parts + 1) * units // parts * unit, row_tiles)
             together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
             for begin in range(row_begin, row_end, together):
                 end, first = min(begin + together, row_end), group * row_tiles + begin
@@ -81,10 +99,9 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
                     made = infinite[workers + worker * together * panel_size :][: together * panel_size]
                     check += pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, made)
                     panels_at = address_of(made)
-                for row_tile in range(begin, end):
-                    sum_row(
-                        row_tile, (row_tile - begin) % 2, row_tile + 1 == end, bias, sizes, phases, tiles,
-                        panel_sizes.lay_out, panel_sizes.tile_row, terms,
+                for row_tile in range(begin, end, group_tiles):
+                    sum_tiles(
+                        row_tile, min(group_tiles, end - row_tile), bias, sizes, phases, tiles, panel_sizes, terms,
                         panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets, strip_width,
                         strip_size, group, column, columns, own, output,
                     )  # fmt: skip
@@ -94,32 +111,61 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
 
 
 @helper
-def sum_row(
-    row_tile, second, last, bias, sizes, phases, tiles, lay_out, tile_row, terms, panel_at, block_at, block_offsets,
-    strip_width, strip_size, group, column, columns, scratch, output,
+def sum_tiles(
+    first, count, bias, sizes, phases, tiles, panel_sizes, terms, panels_at, block_at, block_offsets, strip_width,
+    strip_size, group, column, columns, scratch, output,
 ):  # fmt: skip
-    """Compute the rows of a tile in all columns of a block.
+    """Compute the rows of a few tiles, from the `first` on, in all columns of a block.
 
-    Few columns are computed of two such tiles at once: with the `second`, or with the `last` alone.
+    A few columns that no whole vector holds are computed of all of these at once, and so is a vector that is alone.
     """
-    lanes, rows, tile_phases = sizes.lanes, sizes.rows, sizes.tile_phases
-    start_size, size = sizes.start_size, output.itemsize
-    group_rows = output.shape[1] // sizes.groups
-    panel_size = terms * rows * size
+    last = (columns - 1) // strip_width * strip_width
+    few = (columns - last) % sizes.lanes
+    if few > sizes.few_columns:
+        few = 0
+    whole = columns - few
+    if 0 < whole <= sizes.lanes and sizes.tall_tiles > 1 and terms > 0:
+        for t in range(0, count, sizes.tall_tiles):
+            sum_tall(
+                first + t, min(sizes.tall_tiles, count - t), bias, sizes, phases, panel_sizes,
+                panel_sizes.tall_tile, terms, panels_at + t * terms * sizes.rows * output.itemsize, block_at,
+                block_offsets, group, column, whole, scratch, output,
+            )  # fmt: skip
+    elif whole > 0:
+        for t in range(count):
+            sum_row(
+                first + t, bias, sizes, phases, tiles, panel_sizes, panel_sizes.tile_row, terms,
+                panels_at + t * terms * sizes.rows * output.itemsize, block_at, block_offsets, strip_width, strip_size,
+                group, column, whole, scratch, output,
+            )  # fmt: skip
+    if few > 0:
+        at = block_at + last // strip_width * strip_size + (whole - last) * output.itemsize
+        for t in range(0, count, sizes.few_tiles):
+            sum_few(
+                first + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1],
+                panel_sizes, terms, panels_at + t * terms * sizes.rows * output.itemsize, at, block_offsets,
+                group, column + whole, few, scratch, output,
+            )  # fmt: skip
+
+
+@helper
+def sum_row(
+    row_tile, bias, sizes, phases, tiles, panel_sizes, tile_row, terms, panel_at, block_at, block_offsets, strip_width,
+    strip_size, group, column, columns, scratch, output,
+):  # fmt: skip
+    """Compute the rows of a tile in whole vectors of columns."""
+    lanes, rows = sizes.lanes, sizes.rows
+    size = output.itemsize
     most = tiles.size - 1  # vectors of a tile
     full = most * lanes
-    sums_at = address_of(scratch)
-    staging = scratch[max(rows * full, sizes.row_sums) : scratch.size - 2 * start_size]
-    start = scratch[scratch.size - 2 * start_size :]
-    start_at = address_of(start) + second * start_size * size
-    channel, phase, channels = place_of(row_tile, sizes, phases, group, group_rows)
-    for m in range(rows):
-        c = m // tile_phases
-        start[second * start_size + m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
+    sums_at, staging, start = parts_of(scratch, sizes)
+    start_at = address_of(start)
+    channel, phase, channels = place_of(row_tile, sizes, phases, group)
+    start_from(start, bias, sizes, channel, channels)
     begin = 0
     if sizes.row_sums != 0 and strip_width >= columns:
         whole = columns // full
-        target = direct_target(sizes, phases, column, whole * full, channel, channels, output)
+        target = direct_target(sizes, phases, column, whole * full, channel, channels, rows, output)
         if target != 0:
             begin = whole * full
             for r in range(0, terms if whole > 0 else 0, sizes.block):
@@ -131,43 +177,140 @@ def sum_row(
     for strip in range(0, columns, strip_width):
         strip_at = block_at + strip // strip_width * strip_size
         done, end = max(strip, begin), min(strip + strip_width, columns)
-        while end - done > sizes.few_columns:
-            vectors = vectors_of(end - done, lanes, most, sizes.few_columns)
+        while done < end:
+            vectors = vectors_of(end - done, lanes, most)
             span = vectors * lanes
-            target = direct_target(sizes, phases, column + done, span, channel, channels, output)
+            target = direct_target(sizes, phases, column + done, span, channel, channels, rows, output)
             call_tile(
                 tiles[vectors - 1], panel_at, strip_at + (done - strip) * size, block_offsets, terms, sizes.block,
                 start_at, sums_at, target if target != 0 else address_of(staging),
                 output.strides[1] // size if target != 0 else span * sizes.slots,
             )  # fmt: skip
             if target == 0:
-                kept = min(span, end - done)
                 store_columns(
-                    staging, sizes, phases, lay_out, column + done, kept, span * sizes.slots, sizes.slots, channel,
-                    channels, phase, output,
+                    staging, sizes, phases, panel_sizes, column + done, min(span, end - done), span * sizes.slots,
+                    sizes.slots, channel, channels, phase, output,
                 )  # fmt: skip
             done += span
-        if done < end and (second == 1 or last):  # a last one by itself is computed twice
-            call_tile(
-                tiles[most], panel_at - second * panel_size, strip_at + (done - strip) * size, block_offsets, terms,
-                sizes.block, address_of(start), panel_at, address_of(staging), end - done,
-            )  # fmt: skip
-            for t in range(second + 1):
-                channel, phase, channels = place_of(row_tile - second + t, sizes, phases, group, group_rows)
-                store_columns(
-                    staging[t * start_size :], sizes, phases, lay_out, column + done, end - done, tile_phases,
-                    2 * start_size, channel, channels, phase, output,
-                )  # fmt: skip
 
 
-@helper
-def place_of(row_tile, sizes, phases, group, group_rows):
+@part
+def sum_tall(
+    first, count, bias, sizes, phases, panel_sizes, tall_tile, terms, panels_at, block_at, block_offsets, group, column,
+    columns, scratch, output,
+):  # fmt: skip
+    """Compute the rows of a few tiles in one vector of columns."""
+    tiles, rows, size = sizes.tall_tiles, sizes.rows, output.itemsize
+    sums_at, staging, start = parts_of(scratch, sizes)
+    start_tiles(start, rows, first, tiles, count, bias, sizes, phases, group)
+    place_panels(scratch, panels_at, terms * rows * size, tiles, count)
+    target = 0
+    if count == tiles and phases.size <= sizes.tile_phases:
+        channel = first * sizes.tile_channels
+        channels = min(tiles * sizes.tile_channels, sizes.row_channels - channel)
+        channel += group * sizes.row_channels
+        target = direct_target(sizes, phases, column, sizes.lanes, channel, channels, tiles * rows, output)
+    channel_step = sizes.lanes * sizes.slots
+    for r in range(0, terms, sizes.block):
+        call_tile(
+            tall_tile, address_of(scratch), block_at, block_offsets + r * 8, min(sizes.block, terms - r), r,
+            address_of(start) if r == 0 else 0, sums_at,
+            0 if r + sizes.block < terms else target if target != 0 else address_of(staging),
+            output.strides[1] // size if target != 0 else channel_step,
+        )  # fmt: skip
+    if target == 0:
+        store_tiles(
+            staging, sizes, phases, panel_sizes, column, columns, sizes.tile_channels * channel_step, channel_step,
+            sizes.slots, first, count, group, output,
+        )  # fmt: skip
+
+
+@part
+def sum_few(
+    first, count, bias, sizes, phases, few_tile, panel_sizes, terms, panels_at, block_at, block_offsets, group, column,
+    columns, scratch, output,
+):  # fmt: skip
+    """Compute the rows of a few tiles in few columns."""
+    tiles, width, size = sizes.few_tiles, sizes.start_size, output.itemsize
+    sums_at, staging, start = parts_of(scratch, sizes)
+    start_tiles(start, width, first, tiles, count, bias, sizes, phases, group)
+    place_panels(scratch, panels_at, terms * sizes.rows * size, tiles, count)
+    call_tile(
+        few_tile, address_of(scratch), block_at, block_offsets, terms, sizes.block, address_of(start), sums_at,
+        address_of(staging), columns,
+    )  # fmt: skip
+    store_tiles(
+        staging, sizes, phases, panel_sizes, column, columns, width, sizes.tile_phases, tiles * width, first, count,
+        group, output,
+    )  # fmt: skip
+
+
+@part
+def start_tiles(start, width, first, tiles, count, bias, sizes, phases, group):
+    """What the rows of tiles start from, so far apart; the last of those that there are counts for those after it."""
+    for t in range(tiles):
+        channel, _, channels = place_of(first + min(t, count - 1), sizes, phases, group)
+        start_from(start[t * width :], bias, sizes, channel, channels)
+
+
+@part
+def store_tiles(
+    staging, sizes, phases, panel_sizes, column, columns, tile_step, channel_step, column_step, first, count, group,
+    output,
+):  # fmt: skip
+    """Store staged tiles: at once where they are whole channels that all lie so far apart."""
+    even = sizes.tile_channels == 1 or tile_step == sizes.tile_channels * channel_step
+    if even and phases.size <= sizes.tile_phases:
+        channel = first * sizes.tile_channels
+        channels = min(count * sizes.tile_channels, sizes.row_channels - channel)
+        store_columns(
+            staging, sizes, phases, panel_sizes, column, columns, tile_step // sizes.tile_channels, column_step,
+            channel + group * sizes.row_channels, channels, 0, output,
+        )  # fmt: skip
+        return
+    for t in range(count):
+        channel, phase, channels = place_of(first + t, sizes, phases, group)
+        store_columns(
+            staging[t * tile_step :], sizes, phases, panel_sizes, column, columns, channel_step, column_step, channel,
+            channels, phase, output,
+        )  # fmt: skip
+
+
+@part
+def parts_of(scratch, sizes):
+    """A worker's scratch memory, after the addresses of panels: the address of sums; staging; what to start from."""
+    sums = CACHE_LINE // scratch.itemsize
+    start = scratch.size - sizes.starts
+    return address_of(scratch[sums:]), scratch[sums + sizes.sums_size : start], scratch[start:]
+
+
+@part
+def place_panels(scratch, panels_at, panel_bytes, tiles, count):
+    """Where so many tiles find their panels: the last of those that there are counts for those that are not."""
+    for t in range(tiles):
+        store_integer(address_of(scratch) + t * 8, panels_at + min(t, count - 1) * panel_bytes)
+
+
+@part
+def start_from(start, bias, sizes, channel, channels):
+    """What the rows of a tile start from, negated as the tiles take it."""
+    for c in range(sizes.tile_channels):
+        value = -bias[channel + c] if c < channels and bias.size > 0 else start.dtype.type(0)
+        for m in range(c * sizes.tile_phases, (c + 1) * sizes.tile_phases):
+            start[m] = value
+
+
+@part
+def place_of(row_tile, sizes, phases, group):
     """The first output channel and phase of a tile, and how many channels it has."""
-    tile_channels = sizes.rows // sizes.tile_phases
-    phase_tiles = -(-phases.size // sizes.tile_phases)
-    channel = row_tile // phase_tiles * tile_channels  # of the group
-    phase = row_tile % phase_tiles * sizes.tile_phases
-    return channel + group * group_rows, phase, min(tile_channels, group_rows - channel)
+    channel, phase = row_tile, 0
+    if phases.size > sizes.tile_phases:
+        phase_tiles = -(-phases.size // sizes.tile_phases)
+        channel, phase = row_tile // phase_tiles, row_tile % phase_tiles * sizes.tile_phases
+    channel *= sizes.tile_channels  # of the group
+    return (
+        channel + group * sizes.row_channels, phase, min(sizes.tile_channels, sizes.row_channels - channel),
+    )  # fmt: skip
 
 
 @helper
@@ -185,24 +328,19 @@ def direct_source(source, sizes, group, column, columns):
 
 
 @helper
-def vectors_of(columns, lanes, most, few):
-    """Vectors of the next tile: full tiles, but what is left over is shared out with the last of them.
-
-    A few columns that no whole vector holds are left for the tile of few.
-    """
-    vectors = columns // lanes
-    if vectors == 0 or columns - vectors * lanes > few:
-        vectors = -(-columns // lanes)
+def vectors_of(columns, lanes, most):
+    """Vectors of the next tile: full tiles, but what is left over is shared out with the last of them."""
+    vectors = -(-columns // lanes)
     if most < vectors < 2 * most:
         return -(-vectors // 2)
     return min(vectors, most)
 
 
-@helper
-def direct_target(sizes, phases, column, span, channel, channels, output):
+@part
+def direct_target(sizes, phases, column, span, channel, channels, rows, output):
     """The address that a tile can be stored at as it is; 0 where it hangs over an edge or its samples lie apart."""
     step_out = sizes.step_out
-    if sizes.slots != step_out or channels * sizes.tile_phases != sizes.rows:
+    if sizes.slots != step_out or channels * sizes.tile_phases != rows:
         return 0
     if output.strides[2] != output.itemsize or output.strides[1] % output.itemsize != 0:
         return 0
@@ -216,12 +354,13 @@ def direct_target(sizes, phases, column, span, channel, channels, output):
 
 @helper
 def store_columns(
-    staging, sizes, phases, lay_out, column, columns, channel_step, column_step, channel, channels, phase, output
+    staging, sizes, phases, panel_sizes, column, columns, channel_step, column_step, channel, channels, phase, output
 ):  # fmt: skip
     """Store what of a staged tile belongs to a sample that exists."""
     item_columns, step = sizes.item_columns, sizes.step_out
     own_phases = min(sizes.tile_phases, phases.size - phase)
     last_phase = phases[phase + own_phases - 1]
+    lay_out, copy_rows = panel_sizes.lay_out, panel_sizes.copy_rows
     neighbours = lay_out != 0 and own_phases == sizes.tile_phases and last_phase - phases[phase] == own_phases - 1
     neighbours = neighbours and output.strides[2] == output.itemsize
     item = column // item_columns
@@ -247,12 +386,25 @@ def store_columns(
         else:
             stop = first
         for k in range(end):
-            if k < first or k >= stop:
+            if first <= k < stop:
+                continue
+            at, l = (j + k) * column_step, (q + k) * step + phases[phase] - sizes.crop_out
+            if neighbours and copy_rows != 0:  # what of its phases lies in the output
+                p = max(-l, 0)
+                count = min(own_phases, output.shape[2] - l) - p
+                if count > 0:
+                    target_at = address_of(output) + item * output.strides[0] + channel * output.strides[1]
+                    call_rows(
+                        copy_rows,
+                        (address_of(staging) + (at + p) * staging.itemsize, channel_step * staging.itemsize, 0, count,
+                         channels, target_at + (l + p) * output.itemsize, output.strides[1], count),
+                    )  # fmt: skip
+            else:
                 for p in range(own_phases):
                     l = (q + k) * step + phases[phase + p] - sizes.crop_out
                     if 0 <= l < output.shape[2]:
                         for c in range(channels):
-                            output[item, channel + c, l] = staging[c * channel_step + (j + k) * column_step + p]
+                            output[item, channel + c, l] = staging[c * channel_step + at + p]
         j += run
         item += 1
         position = 0
