@@ -12,10 +12,11 @@ import numpy as np
 
 from ..geometry import Geometry
 from . import microkernels, target
-from .layout import MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
+from .layout import BLOCK, MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
 
 MOST_TOGETHER = 16  # tiles that are packed at once, which may lie side by side in the weight
 PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
+BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefetchers follow
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
@@ -102,12 +103,22 @@ def call_of(own: Layout, problem: Problem, *, packed: bool) -> Call:
     lines = 2 * target.CACHE_LINE // problem.itemsize  # to begin at one, and the addresses of panels
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
-    own_size = slab_size + lines + sums_size + staged + starts
-    sizes = sizes._replace(slab_size=slab_size, sums_size=sums_size, starts=starts, own_size=own_size)
+    together, terms = max(own.few_tiles, own.tall_tiles), sizes.block_channels * own.taps
+    totals_size, made_tiles = 0, sizes.together
+    if sizes.block_channels > 0:
+        tiles = -(--(-own.row_tiles(problem.row_channels) // together) // sizes.parts) * together
+        totals_size = tiles * own.most_sums
+        made_tiles = together
+    made_size = made_tiles * (terms or len(own.term_rows)) * own.rows
+    made_size += own.beyond + target.CACHE_LINE // problem.itemsize if made_size > 0 else 0
+    own_size = slab_size + totals_size + lines + sums_size + staged + starts
+    sizes = sizes._replace(
+        slab_size=slab_size, totals_size=totals_size, made_size=made_size, sums_size=sums_size, starts=starts,
+        own_size=own_size,
+    )  # fmt: skip
     offsets_size = 2 * len(own.term_rows) * 8 // problem.itemsize
-    panels_size = problem.workers * sizes.together * len(own.term_rows) * own.rows + own.beyond
-    scratch_size = offsets_size + problem.workers * (sizes.own_size + 1) + (panels_size if sizes.together else 0)
-    return Call(np.array(sizes), scratch_size, sizes.together > 0)
+    scratch_size = offsets_size + problem.workers * (own_size + 1 + made_size)
+    return Call(np.array(sizes), scratch_size, made_size > 0)
 
 
 def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
@@ -148,10 +159,16 @@ def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
     if columns <= layout.lanes + layout.few_columns:  # which several tiles are computed of at once
         units = -(-row_tiles // max(layout.few_tiles, layout.tall_tiles))
     parts = 1 if workers == 1 else max(1, min(units, -(-4 * workers // (groups * blocks))))
-    together = 0 if packed or blocks > MOST_BLOCKS_REMADE else tiles_together(layout, itemsize)
+    together, block_channels = 0, 0
+    if not packed and columns <= min(strip, layout.lanes + layout.few_columns) and layout.takes_blocks:
+        block_channels = BLOCK_CHANNELS if BLOCK_CHANNELS * layout.taps % BLOCK == 0 else 2 * BLOCK_CHANNELS
+        if row_tiles * layout.most_sums * itemsize > PANELS_BYTES:
+            block_channels = 0
+    if not packed and block_channels == 0 and blocks <= MOST_BLOCKS_REMADE:
+        together = tiles_together(layout, itemsize)
     return Sizes._make(
         (*layout.fixed, groups, row_channels, parts, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
-         together, 0, 0, 0, 0, int(long))
+         together, block_channels, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 

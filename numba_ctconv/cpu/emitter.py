@@ -152,6 +152,18 @@ class Emitter:
             result.append(value)
         return result
 
+    def gathered(self, vectors, places):
+        """A vector of the elements at places, each a vector and a lane of it."""
+        value = None
+        for v in sorted({v for v, _ in places}):
+            own = [lane if of == v else None for of, lane in places]
+            if value is None:
+                value = self.permuted(vectors[v], vectors[v], [lane or 0 for lane in own])
+            else:
+                mask = [k if lane is None else self.lanes + lane for k, lane in enumerate(own)]
+                value = self.permuted(value, vectors[v], mask)
+        return value
+
     def permuted(self, a, b, lanes):
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, self.lanes), lanes))
 

@@ -22,6 +22,7 @@ MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
 MOST_IN_PLACE = 40  # times that a sample is loaded, below which copying it first would show
 MOST_STREAMS = 48  # rows that are read in place side by side at little loss: prefetchers follow 32 or so
+MOST_BLOCK_TAPS = 8
 WIDEST_SLAB = 48  # vectors; wider ones leave too few blocks to share out evenly
 SHARED_PART = 4  # times as wide as what its shifts reach is a strip, at least
 
@@ -57,7 +58,10 @@ class Sizes(NamedTuple):
     in_place: int  # whether blocks inside an item are read where they are
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
     together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
+    block_channels: int  # of whose terms panels are made at a time, and all tiles met; 0 where panels are whole
     slab_size: int  # of a worker, in elements
+    totals_size: int  # of the sums of all tiles of its part, likewise
+    made_size: int  # of the panels that it makes
     sums_size: int  # of a tile or of a row of tiles, likewise
     starts: int  # of what a few tiles start from
     own_size: int  # of all scratch of a worker, likewise
@@ -73,6 +77,7 @@ class PanelSizes(NamedTuple):
     taps: int  # of a phase
     tap_step: int
     pack: int  # address of the move for tiles whose rows are runs of taps, or 0
+    pack_whole: int  # likewise, where those of all taps lie side by side; or 0
     interleave: int  # and of that for tiles whose terms lie in a row for each channel, or 0
     lay_out: int  # and of the moves of the runs that a tile leaves, and
     deinterleave: int  # of the planes of a source; or 0
@@ -122,6 +127,16 @@ class Layout:
     def beyond(self) -> int:
         """Elements after the last panel that a tile of few columns loads."""
         return microkernels.panel_width(self.rows) - self.rows
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether panels of a few channels' terms are small, and so many columns at most as several tiles share."""
+        return 0 < self.taps <= MOST_BLOCK_TAPS and self.tall_tiles > 1
+
+    @property
+    def most_sums(self) -> int:
+        """Elements of the sums of a tile in a vector and a few columns."""
+        return self.rows * self.lanes + microkernels.panel_width(self.rows) * microkernels.COLUMNS[-1]
 
     def many_streams(self, row_channels: int) -> bool:
         """Whether rows that are read in place are too many to be read side by side.

@@ -206,7 +206,7 @@ class Tile(Emitter):
 def column_tile(typingctx, double, lanes, rows, panels, slab, offsets, terms, block, start, _, out, columns):
     """Emit the tile of few columns, of a few panels at once, which lie at the addresses that lie at `panels`.
 
-    It starts from start[tile·width + m] and stores out[(c·tiles + tile)·width + m], not interleaved, where `width` is
+    It starts from start[tile·width + m], or where that is 0 from what is there, and stores out[(c·tiles + tile)·width + m], not interleaved, where `width` is
     that of panel_width and `tiles` are few_tiles; what is read beyond the rows is of no consequence.
     """
 
@@ -250,8 +250,9 @@ class ColumnTile(Emitter):
         builder = self.builder
         cells = [(t, c) for t in range(self.vectors) for c in range(count)]
         places = [self.element_at(out, I64((c * self.vectors + t) * self.lanes)) for t, c in cells]
-        for (t, _), place in zip(cells, places, strict=True):
-            self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.lanes)))), place)
+        with builder.if_then(builder.icmp_signed("!=", start, I64(0))):
+            for (t, _), place in zip(cells, places, strict=True):
+                self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.lanes)))), place)
         with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
             with self.loop(own_terms, I64(1), [self.zero()] * len(cells)) as own:

@@ -15,6 +15,7 @@ from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
 
 MOST_ROWS = 12
 # source, its step, count, target, its step
+MOST_GATHERED = 4  # vectors, of any of which an element of another may come
 LONGEST_RUN = 32
 LEAST_PARTED = 32  # bytes of a vector, of which x86 loads and stores some lanes alone
 SIGNATURE = types.void(*[types.int64] * 5)
@@ -147,6 +148,43 @@ def pack_runs(typingctx, double, run, channels, source, inner_step, inner, chann
     return types.void(double, run, channels, *[types.int64] * 7), codegen
 
 
+@intrinsic(prefer_literal=True)
+def pack_whole(typingctx, double, lanes, run, channels, taps, source, inner_step, inner, _, __, ___, target):
+    """Emit target[i, m, c, p] = source[i·inner_step + (c·taps + m)·run + p], p < run, c < channels, m < taps.
+
+    What `pack_runs` does where the runs of all taps lie side by side: by vectors, whose elements change places.
+    """
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, *(value.literal_value for value in (double, lanes)))
+        own_run, own_channels, own_taps = (value.literal_value for value in (run, channels, taps))
+        source, inner_step, inner, *_, target = args[5:]
+        rows = own_run * own_channels
+        size = rows * own_taps
+        there = [[v * emit.lanes + k < size for k in range(emit.lanes)] for v in range(-(-size // emit.lanes))]
+        with emit.loop(inner, I64(1)) as i:
+            start = emit.element_at(source, builder.mul(i.index, inner_step))
+            to = emit.element_at(target, builder.mul(i.index, I64(size)))
+            at = [emit.element_at(start, I64(v * emit.lanes)) for v in range(len(there))]
+            vectors = [
+                emit.load(address) if all(kept) else emit.load_some(address, emit.constant_lanes(kept))
+                for address, kept in zip(at, there, strict=True)
+            ]
+            for v, kept in enumerate(there):
+                places = []
+                for t in range(v * emit.lanes, (v + 1) * emit.lanes):
+                    (tap, row), p = divmod(min(t, size - 1), rows), min(t, size - 1) % own_run
+                    places.append(divmod((row // own_run * own_taps + tap) * own_run + p, emit.lanes))
+                value, address = emit.gathered(vectors, places), emit.element_at(to, I64(v * emit.lanes))
+                if all(kept):
+                    emit.store(value, address)
+                else:
+                    emit.store_some(value, address, emit.constant_lanes(kept))
+        return context.get_dummy_value()
+
+    return types.void(double, lanes, run, channels, taps, *[types.int64] * 7), codegen
+
+
 class CompiledMoves:
     """The C functions of moves, compiled on first use and kept on disk."""
 
@@ -176,6 +214,13 @@ class CompiledMoves:
     def pack_runs(self, itemsize: int, run: int, channels: int) -> int:
         """The address of the packing of panels whose rows are runs of so many channels."""
         return self._address(_compile_pack_runs, int(itemsize == 8), run, channels)
+
+    def pack_whole(self, itemsize: int, run: int, channels: int, taps: int) -> int:
+        """The address of the same where so many taps of a channel are all it has; 0 where they are too many."""
+        lanes = target.vector_bytes() // itemsize
+        if itemsize not in (4, 8) or not 0 < run * channels * taps <= lanes * MOST_GATHERED:
+            return 0
+        return self._address(_compile_pack_whole, int(itemsize == 8), lanes, run, channels, taps)
 
     def lay_out(self, itemsize: int, run: int) -> int:
         """The address of the move of runs of such a length; 0 where they are too long for registers."""
@@ -232,3 +277,12 @@ def _compile_pack_runs(double: int, run: int, channels: int) -> Any:
         pack_runs(double, run, channels, source, inner_step, inner, channel_step, tap_step, taps, target)
 
     return c_function(function, PACK_SIGNATURE, f"moves.pack_runs-{double}-{run}-{channels}")
+
+
+def _compile_pack_whole(double: int, lanes: int, run: int, channels: int, taps: int) -> Any:
+    def function(source, inner_step, inner, channel_step, tap_step, tap_count, target):
+        pack_whole(
+            double, lanes, run, channels, taps, source, inner_step, inner, channel_step, tap_step, tap_count, target
+        )
+
+    return c_function(function, PACK_SIGNATURE, f"moves.pack_whole-{double}-{lanes}-{run}-{channels}-{taps}")

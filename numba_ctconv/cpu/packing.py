@@ -126,7 +126,8 @@ def pack_panels(weight, panel_numbers, together, infinite, panels):
     size = weight.shape[1] * sizes.taps * sizes.rows
     for batch in prange(-(-tiles // together)):
         begin, end = batch * together, min((batch + 1) * together, tiles)
-        infinite[batch] = pack_tiles(weight, first_taps, sizes, begin, end, panels[begin * size : end * size])
+        own = panels[begin * size : end * size]
+        infinite[batch] = pack_tiles(weight, first_taps, sizes, begin, end, 0, weight.shape[1], own)
 
 
 @helper
@@ -136,28 +137,32 @@ def tiles_of(weight, first_taps, sizes):
 
 
 @helper
-def pack_tiles(weight, first_taps, sizes, begin, end, panels):
-    """Fill the panels of the tiles from `begin` to `end`; 0 where all of their weights are finite, else NaN.
+def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, panels):
+    """Fill the panels of the tiles from `begin` to `end` with the terms of some channels; 0 where all weights of those
+    are finite, else NaN.
 
     A few term channels at a time, of all of these tiles, so that weights which lie side by side are read so.
     """
     lanes, rows, tile_phases, family_taps = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.taps
-    term_channels, row_channels, taps = weight.shape[1:]
+    term_channels = inner_stop - inner_begin
+    row_channels, taps = weight.shape[2:]
     tile_channels, phase_tiles = rows // tile_phases, -(-first_taps.size // tile_phases)
     tiles = tiles_of(weight, first_taps, sizes)
     bytes_each = panels.itemsize
     even = weight.strides[0] % bytes_each == 0 and weight.strides[1] % bytes_each == 0
     contiguous = weight.strides[3] == bytes_each and even and weight.strides[2] % bytes_each == 0
     in_rows = contiguous and weight.strides[1] == taps * bytes_each and family_taps == taps and sizes.interleave != 0
-    for inner in range(0, term_channels, PACK_CHANNELS):
-        inner_end = min(inner + PACK_CHANNELS, term_channels)
+    side_by_side = sizes.pack_whole != 0 and taps == family_taps * tile_phases
+    side_by_side = side_by_side and weight.strides[2] == taps * bytes_each
+    for inner in range(inner_begin, inner_stop, PACK_CHANNELS):
+        inner_end = min(inner + PACK_CHANNELS, inner_stop)
         for tile in range(begin, end):
             group, channel = tile // tiles, tile % tiles // phase_tiles * tile_channels
             phase = tile % phase_tiles * tile_phases
             own_channels, own_phases = min(tile_channels, row_channels - channel), first_taps.size - phase
             first_tap = first_taps[phase]
             whole = contiguous and own_channels == tile_channels and own_phases >= tile_phases
-            at = ((tile - begin) * term_channels + inner) * family_taps * rows
+            at = ((tile - begin) * term_channels + inner - inner_begin) * family_taps * rows
             source_at = address_of(weight) + group * weight.strides[0] + inner * weight.strides[1]
             source_at += channel * weight.strides[2] + first_tap * bytes_each
             if whole and in_rows:
@@ -172,7 +177,7 @@ def pack_tiles(weight, first_taps, sizes, begin, end, panels):
                         panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
             elif whole and sizes.pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
                 call_pack(
-                    sizes.pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
+                    sizes.pack_whole if side_by_side else sizes.pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
                     weight.strides[2] // bytes_each, sizes.tap_step, family_taps, address_of(panels) + at * bytes_each,
                 )  # fmt: skip
             else:

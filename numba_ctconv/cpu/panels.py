@@ -112,6 +112,9 @@ def _numbers(own: Layout, row_channels: int, size: int) -> Any:
         own.taps,
         own.tap_step,
         pack=moves.moves.pack_runs(size, own.tile_phases, own.rows // own.tile_phases),
+        pack_whole=moves.moves.pack_whole(size, own.tile_phases, own.rows // own.tile_phases, own.taps)
+        if own.tap_step == own.tile_phases == own.step_out == len(own.phases) > 1
+        else 0,
         interleave=moves.moves.interleave(size, own.lanes, own.rows) if own.step_out == 1 else 0,
         lay_out=moves.moves.lay_out(size, own.tile_phases),
         deinterleave=moves.moves.deinterleave(size, own.lanes, own.step_in) if own.every_plane else 0,

@@ -32,6 +32,7 @@ from .intrinsics import (
     take_gil,
 )
 from .layout import PanelSizes, Sizes
+from .microkernels import COLUMNS
 from .packing import lists_of, pack_slab, pack_tiles, panel_sizes_in, tiles_of
 from .rows import count_below, first_not_below, nothing_of, to_line
 from .target import CACHE_LINE
@@ -77,6 +78,9 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
         packed = -1
         slab = room[worker * sizes.own_size :][: sizes.slab_size]
         own = room[worker * sizes.own_size :][sizes.slab_size : sizes.own_size]
+        totals, own = own[: sizes.totals_size], own[sizes.totals_size :]
+        made = infinite[workers + worker * sizes.made_size :][: sizes.made_size]
+        made = made[to_line(made) if sizes.made_size > 0 else 0 :]
         own = own[to_line(own) :]  # else every vector of sums would lie in two lines
         check = scratch.dtype.type(0)
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
@@ -91,13 +95,21 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
                 packed = task // parts
             row_begin = task % parts * units // parts * unit
             row_end = min((task % parts + 1) * units // parts * unit, row_tiles)
+            if sizes.block_channels > 0:
+                check += sum_blocks(
+                    row_begin, row_end, group_tiles, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight,
+                    block_at, block_offsets, group, column, columns, made, totals, own, output,
+                )  # fmt: skip
+                continue
             together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
             for begin in range(row_begin, row_end, together):
                 end, first = min(begin + together, row_end), group * row_tiles + begin
                 panels_at = address_of(panels) + first * panel_size * size
                 if sizes.together > 0:
-                    made = infinite[workers + worker * together * panel_size :][: together * panel_size]
-                    check += pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, made)
+                    check += pack_tiles(
+                        weight, first_taps, panel_sizes, first, first + end - begin, 0, weight.shape[1],
+                        made[: (end - begin) * panel_size],
+                    )  # fmt: skip
                     panels_at = address_of(made)
                 for row_tile in range(begin, end, group_tiles):
                     sum_tiles(
@@ -111,6 +123,67 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
 
 
 @helper
+def sum_blocks(
+    row_begin, row_end, group_tiles, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight, block_at,
+    block_offsets, group, column, columns, made, totals, scratch, output,
+):  # fmt: skip
+    """Compute the rows of a part of the tiles in few columns, by blocks of terms of which a few panels are made.
+
+    So weights that are met once or twice are read in rows, and come back from no farther than the first-level cache.
+    Not finite where a weight is not.
+    """
+    size, rows, taps = output.itemsize, sizes.rows, panel_sizes.taps
+    few = few_of(columns, sizes)
+    whole = columns - few
+    tall_size = group_tiles * rows * sizes.lanes if whole > 0 else 0
+    group_size = tall_size + group_tiles * sizes.start_size * few_stored(few)
+    first_tile = group * tiles_of(weight, first_taps, panel_sizes)
+    check = output.dtype.type(0)
+    for inner in range(0, weight.shape[1], sizes.block_channels):
+        stop = min(inner + sizes.block_channels, weight.shape[1])
+        own_terms = (stop - inner) * taps
+        offsets = block_offsets + inner * taps * 8
+        begins, ends = inner == 0, stop == weight.shape[1]
+        for begin in range(row_begin, row_end, group_tiles):
+            count = min(group_tiles, row_end - begin)
+            check += pack_tiles(
+                weight, first_taps, panel_sizes, first_tile + begin, first_tile + begin + count, inner, stop,
+                made[: count * own_terms * rows],
+            )  # fmt: skip
+            own = totals[(begin - row_begin) // group_tiles * group_size :]
+            for t in range(0, count if whole > 0 else 0, sizes.tall_tiles):
+                sum_tall(
+                    begin + t, min(sizes.tall_tiles, count - t), bias, sizes, phases, panel_sizes, own_terms,
+                    address_of(made) + t * own_terms * rows * size, block_at, offsets, group, column, whole, begins, ends,
+                    address_of(own) + t * rows * sizes.lanes * size, scratch, output,
+                )  # fmt: skip
+            for t in range(0, count if few > 0 else 0, sizes.few_tiles):
+                sum_few(
+                    begin + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1], panel_sizes,
+                    own_terms, address_of(made) + t * own_terms * rows * size, block_at + whole * size, offsets, group,
+                    column + whole, few, begins, ends, own[tall_size + t * sizes.start_size * few_stored(few) :], scratch,
+                    output,
+                )  # fmt: skip
+    return check
+
+
+@part
+def few_of(columns, sizes):
+    """Columns that are left to a tile of few."""
+    few = columns % sizes.lanes
+    return few if few <= sizes.few_columns else 0
+
+
+@part
+def few_stored(columns):
+    """Columns that a tile of few stores for so many."""
+    for count in COLUMNS:
+        if columns <= count:
+            return count if columns > 0 else 0
+    return 0
+
+
+@helper
 def sum_tiles(
     first, count, bias, sizes, phases, tiles, panel_sizes, terms, panels_at, block_at, block_offsets, strip_width,
     strip_size, group, column, columns, scratch, output,
@@ -120,16 +193,15 @@ def sum_tiles(
     A few columns that no whole vector holds are computed of all of these at once, and so is a vector that is alone.
     """
     last = (columns - 1) // strip_width * strip_width
-    few = (columns - last) % sizes.lanes
-    if few > sizes.few_columns:
-        few = 0
+    few = few_of(columns - last, sizes)
     whole = columns - few
+    sums_at, staging, _ = parts_of(scratch, sizes)
     if 0 < whole <= sizes.lanes and sizes.tall_tiles > 1 and terms > 0:
         for t in range(0, count, sizes.tall_tiles):
             sum_tall(
-                first + t, min(sizes.tall_tiles, count - t), bias, sizes, phases, panel_sizes,
-                panel_sizes.tall_tile, terms, panels_at + t * terms * sizes.rows * output.itemsize, block_at,
-                block_offsets, group, column, whole, scratch, output,
+                first + t, min(sizes.tall_tiles, count - t), bias, sizes, phases, panel_sizes, terms,
+                panels_at + t * terms * sizes.rows * output.itemsize, block_at, block_offsets, group, column, whole,
+                True, True, sums_at, scratch, output,
             )  # fmt: skip
     elif whole > 0:
         for t in range(count):
@@ -142,9 +214,9 @@ def sum_tiles(
         at = block_at + last // strip_width * strip_size + (whole - last) * output.itemsize
         for t in range(0, count, sizes.few_tiles):
             sum_few(
-                first + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1],
-                panel_sizes, terms, panels_at + t * terms * sizes.rows * output.itemsize, at, block_offsets,
-                group, column + whole, few, scratch, output,
+                first + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1], panel_sizes,
+                terms, panels_at + t * terms * sizes.rows * output.itemsize, at, block_offsets, group, column + whole,
+                few, True, True, staging, scratch, output,
             )  # fmt: skip
 
 
@@ -196,16 +268,17 @@ def sum_row(
 
 @part
 def sum_tall(
-    first, count, bias, sizes, phases, panel_sizes, tall_tile, terms, panels_at, block_at, block_offsets, group, column,
-    columns, scratch, output,
+    first, count, bias, sizes, phases, panel_sizes, terms, panels_at, block_at, block_offsets, group, column, columns,
+    begins, ends, sums_at, scratch, output,
 ):  # fmt: skip
-    """Compute the rows of a few tiles in one vector of columns."""
+    """Compute the rows of a few tiles in one vector of columns: all, or what some terms add to the sums of others."""
     tiles, rows, size = sizes.tall_tiles, sizes.rows, output.itemsize
-    sums_at, staging, start = parts_of(scratch, sizes)
-    start_tiles(start, rows, first, tiles, count, bias, sizes, phases, group)
+    _, staging, start = parts_of(scratch, sizes)
+    if begins:
+        start_tiles(start, rows, first, tiles, count, bias, sizes, phases, group)
     place_panels(scratch, panels_at, terms * rows * size, tiles, count)
     target = 0
-    if count == tiles and phases.size <= sizes.tile_phases:
+    if ends and count == tiles and phases.size <= sizes.tile_phases:
         channel = first * sizes.tile_channels
         channels = min(tiles * sizes.tile_channels, sizes.row_channels - channel)
         channel += group * sizes.row_channels
@@ -213,12 +286,12 @@ def sum_tall(
     channel_step = sizes.lanes * sizes.slots
     for r in range(0, terms, sizes.block):
         call_tile(
-            tall_tile, address_of(scratch), block_at, block_offsets + r * 8, min(sizes.block, terms - r), r,
-            address_of(start) if r == 0 else 0, sums_at,
-            0 if r + sizes.block < terms else target if target != 0 else address_of(staging),
+            panel_sizes.tall_tile, address_of(scratch), block_at, block_offsets + r * 8, min(sizes.block, terms - r), r,
+            address_of(start) if begins and r == 0 else 0, sums_at,
+            0 if not ends or r + sizes.block < terms else target if target != 0 else address_of(staging),
             output.strides[1] // size if target != 0 else channel_step,
         )  # fmt: skip
-    if target == 0:
+    if ends and target == 0:
         store_tiles(
             staging, sizes, phases, panel_sizes, column, columns, sizes.tile_channels * channel_step, channel_step,
             sizes.slots, first, count, group, output,
@@ -228,21 +301,23 @@ def sum_tall(
 @part
 def sum_few(
     first, count, bias, sizes, phases, few_tile, panel_sizes, terms, panels_at, block_at, block_offsets, group, column,
-    columns, scratch, output,
+    columns, begins, ends, staging, scratch, output,
 ):  # fmt: skip
-    """Compute the rows of a few tiles in few columns."""
+    """Compute the rows of a few tiles in few columns: all, or what some terms add to the `staging` of others."""
     tiles, width, size = sizes.few_tiles, sizes.start_size, output.itemsize
-    sums_at, staging, start = parts_of(scratch, sizes)
-    start_tiles(start, width, first, tiles, count, bias, sizes, phases, group)
+    sums_at, _, start = parts_of(scratch, sizes)
+    if begins:
+        start_tiles(start, width, first, tiles, count, bias, sizes, phases, group)
     place_panels(scratch, panels_at, terms * sizes.rows * size, tiles, count)
     call_tile(
-        few_tile, address_of(scratch), block_at, block_offsets, terms, sizes.block, address_of(start), sums_at,
-        address_of(staging), columns,
+        few_tile, address_of(scratch), block_at, block_offsets, terms, sizes.block, address_of(start) if begins else 0,
+        sums_at, address_of(staging), columns,
     )  # fmt: skip
-    store_tiles(
-        staging, sizes, phases, panel_sizes, column, columns, width, sizes.tile_phases, tiles * width, first, count,
-        group, output,
-    )  # fmt: skip
+    if ends:
+        store_tiles(
+            staging, sizes, phases, panel_sizes, column, columns, width, sizes.tile_phases, tiles * width, first, count,
+            group, output,
+        )  # fmt: skip
 
 
 @part
