@@ -106,8 +106,8 @@ def call_of(own: Layout, problem: Problem, *, packed: bool) -> Call:
     together, terms = max(own.few_tiles, own.tall_tiles), sizes.block_channels * own.taps
     totals_size, made_tiles = 0, sizes.together
     if sizes.block_channels > 0:
-        tiles = -(--(-own.row_tiles(problem.row_channels) // together) // sizes.parts) * together
-        totals_size = tiles * own.most_sums
+        units = -(-own.row_tiles(problem.row_channels) // together)
+        totals_size = -(-units // sizes.parts) * together * own.most_sums
         made_tiles = together
     made_size = made_tiles * (terms or len(own.term_rows)) * own.rows
     made_size += own.beyond + target.CACHE_LINE // problem.itemsize if made_size > 0 else 0

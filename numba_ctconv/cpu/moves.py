@@ -162,9 +162,11 @@ def pack_whole(typingctx, double, lanes, run, channels, taps, source, inner_step
         rows = own_run * own_channels
         size = rows * own_taps
         there = [[v * emit.lanes + k < size for k in range(emit.lanes)] for v in range(-(-size // emit.lanes))]
-        with emit.loop(inner, I64(1)) as i:
-            start = emit.element_at(source, builder.mul(i.index, inner_step))
-            to = emit.element_at(target, builder.mul(i.index, I64(size)))
+        before_last = builder.sub(inner, I64(1))
+
+        def write(i, *, last):
+            start = emit.element_at(source, builder.mul(i, inner_step))
+            to = emit.element_at(target, builder.mul(i, I64(size)))
             at = [emit.element_at(start, I64(v * emit.lanes)) for v in range(len(there))]
             vectors = [
                 emit.load(address) if all(kept) else emit.load_some(address, emit.constant_lanes(kept))
@@ -176,10 +178,15 @@ def pack_whole(typingctx, double, lanes, run, channels, taps, source, inner_step
                     (tap, row), p = divmod(min(t, size - 1), rows), min(t, size - 1) % own_run
                     places.append(divmod((row // own_run * own_taps + tap) * own_run + p, emit.lanes))
                 value, address = emit.gathered(vectors, places), emit.element_at(to, I64(v * emit.lanes))
-                if all(kept):
-                    emit.store(value, address)
-                else:
+                if last and not all(kept):
                     emit.store_some(value, address, emit.constant_lanes(kept))
+                else:  # what is beyond is stored next
+                    emit.store(value, address)
+
+        with emit.loop(before_last, I64(1)) as loop:
+            write(loop.index, last=False)
+        with builder.if_then(builder.icmp_signed(">", inner, I64(0))):
+            write(before_last, last=True)
         return context.get_dummy_value()
 
     return types.void(double, lanes, run, channels, taps, *[types.int64] * 7), codegen

@@ -127,7 +127,8 @@ def pack_panels(weight, panel_numbers, together, infinite, panels):
     for batch in prange(-(-tiles // together)):
         begin, end = batch * together, min((batch + 1) * together, tiles)
         own = panels[begin * size : end * size]
-        infinite[batch] = pack_tiles(weight, first_taps, sizes, begin, end, 0, weight.shape[1], own)
+        pack_tiles(weight, first_taps, sizes, begin, end, 0, weight.shape[1], own)
+        infinite[batch] = nothing_of(own, 0, own.size)
 
 
 @helper
@@ -138,8 +139,7 @@ def tiles_of(weight, first_taps, sizes):
 
 @helper
 def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, panels):
-    """Fill the panels of the tiles from `begin` to `end` with the terms of some channels; 0 where all weights of those
-    are finite, else NaN.
+    """Fill the panels of the tiles from `begin` to `end` with the terms of some channels.
 
     A few term channels at a time, of all of these tiles, so that weights which lie side by side are read so.
     """
@@ -156,9 +156,12 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
     side_by_side = side_by_side and weight.strides[2] == taps * bytes_each
     for inner in range(inner_begin, inner_stop, PACK_CHANNELS):
         inner_end = min(inner + PACK_CHANNELS, inner_stop)
+        group, place = begin // tiles, begin % tiles
         for tile in range(begin, end):
-            group, channel = tile // tiles, tile % tiles // phase_tiles * tile_channels
-            phase = tile % phase_tiles * tile_phases
+            channel, phase = place, 0
+            if phase_tiles > 1:
+                channel, phase = place // phase_tiles, place % phase_tiles * tile_phases
+            channel *= tile_channels
             own_channels, own_phases = min(tile_channels, row_channels - channel), first_taps.size - phase
             first_tap = first_taps[phase]
             whole = contiguous and own_channels == tile_channels and own_phases >= tile_phases
@@ -177,8 +180,9 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
                         panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
             elif whole and sizes.pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
                 call_pack(
-                    sizes.pack_whole if side_by_side else sizes.pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
-                    weight.strides[2] // bytes_each, sizes.tap_step, family_taps, address_of(panels) + at * bytes_each,
+                    sizes.pack_whole if side_by_side else sizes.pack, source_at, weight.strides[1] // bytes_each,
+                    inner_end - inner, weight.strides[2] // bytes_each, sizes.tap_step, family_taps,
+                    address_of(panels) + at * bytes_each,
                 )  # fmt: skip
             else:
                 for term in range((inner_end - inner) * family_taps):
@@ -189,4 +193,6 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
                         if c < own_channels and p < own_phases:
                             value = weight[group, i, channel + c, first_taps[phase + p] + m * sizes.tap_step]
                         panels[at + term * rows + row] = value
-    return nothing_of(panels, 0, (end - begin) * term_channels * family_taps * rows)
+            place += 1
+            if place == tiles:
+                group, place = group + 1, 0

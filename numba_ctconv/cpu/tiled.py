@@ -106,10 +106,8 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
                 end, first = min(begin + together, row_end), group * row_tiles + begin
                 panels_at = address_of(panels) + first * panel_size * size
                 if sizes.together > 0:
-                    check += pack_tiles(
-                        weight, first_taps, panel_sizes, first, first + end - begin, 0, weight.shape[1],
-                        made[: (end - begin) * panel_size],
-                    )  # fmt: skip
+                    pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, 0, weight.shape[1], made)
+                    check += nothing_of(made, 0, (end - begin) * panel_size)
                     panels_at = address_of(made)
                 for row_tile in range(begin, end, group_tiles):
                     sum_tiles(
@@ -130,7 +128,7 @@ def sum_blocks(
     """Compute the rows of a part of the tiles in few columns, by blocks of terms of which a few panels are made.
 
     So weights that are met once or twice are read in rows, and come back from no farther than the first-level cache.
-    Not finite where a weight is not.
+    0, or NaN where a weight is not finite, of which a sum would tell.
     """
     size, rows, taps = output.itemsize, sizes.rows, panel_sizes.taps
     few = few_of(columns, sizes)
@@ -146,24 +144,37 @@ def sum_blocks(
         begins, ends = inner == 0, stop == weight.shape[1]
         for begin in range(row_begin, row_end, group_tiles):
             count = min(group_tiles, row_end - begin)
-            check += pack_tiles(
-                weight, first_taps, panel_sizes, first_tile + begin, first_tile + begin + count, inner, stop,
-                made[: count * own_terms * rows],
+            pack_tiles(
+                weight, first_taps, panel_sizes, first_tile + begin, first_tile + begin + count, inner, stop, made
             )  # fmt: skip
+            made_size = count * own_terms * rows
+            for j in range(made_size, made_size + sizes.start_size - rows):
+                made[j] = 0
+            if whole > 0:
+                check += nothing_of(made, 0, made_size)
             own = totals[(begin - row_begin) // group_tiles * group_size :]
             for t in range(0, count if whole > 0 else 0, sizes.tall_tiles):
                 sum_tall(
                     begin + t, min(sizes.tall_tiles, count - t), bias, sizes, phases, panel_sizes, own_terms,
-                    address_of(made) + t * own_terms * rows * size, block_at, offsets, group, column, whole, begins, ends,
-                    address_of(own) + t * rows * sizes.lanes * size, scratch, output,
+                    address_of(made) + t * own_terms * rows * size, block_at, offsets, group, column, whole, begins,
+                    ends, address_of(own) + t * rows * sizes.lanes * size, scratch, output,
                 )  # fmt: skip
+            few_size = sizes.start_size * few_stored(few)
             for t in range(0, count if few > 0 else 0, sizes.few_tiles):
+                own_few = own[tall_size + t * few_size :][: sizes.few_tiles * few_size]
                 sum_few(
                     begin + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1], panel_sizes,
                     own_terms, address_of(made) + t * own_terms * rows * size, block_at + whole * size, offsets, group,
-                    column + whole, few, begins, ends, own[tall_size + t * sizes.start_size * few_stored(few) :], scratch,
-                    output,
+                    column + whole, few, begins, ends, own_few, scratch, output,
                 )  # fmt: skip
+                if ends and whole == 0:
+                    check += nothing_of(own_few, 0, own_few.size)
+    if check != 0 and whole == 0:  # an input that is not finite, or a sum that overflows, tells the same
+        check = output.dtype.type(0)
+        for i in range(weight.shape[1]):
+            for c in range(weight.shape[2]):
+                for k in range(weight.shape[3]):
+                    check += weight[group, i, c, k] * output.dtype.type(0)
     return check
 
 
