@@ -207,8 +207,8 @@ def column_tile(typingctx, double, lanes, rows, panels, slab, offsets, terms, bl
     """Emit the tile of few columns, of a few panels at once, which lie at the addresses that lie at `panels`.
 
     It starts from start[tile·width + m], or where `start` is 0 from what is there, and stores
-    out[(c·tiles + tile)·width + m], not interleaved, where `width` is
-    that of panel_width and `tiles` are few_tiles; what is read beyond the rows is of no consequence.
+    out[(c·tiles + tile)·width + m], not interleaved, where `width` is that of panel_width and `tiles` are few_tiles;
+    what is read beyond the rows is of no consequence.
     """
 
     def codegen(context, builder, signature, args):
@@ -259,7 +259,7 @@ class ColumnTile(Emitter):
             with self.loop(own_terms, I64(1), [self.zero()] * len(cells)) as own:
                 r = builder.add(blocks.index, own.index)
                 weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
-                for address in self.later(weights, r):
+                for address in self.every_second(weights, self.rows, r):
                     self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
                 joined = self.tiles // self.vectors
                 w = [self.joined(*weights[t : t + joined]) for t in range(0, self.tiles, joined)]
@@ -269,14 +269,6 @@ class ColumnTile(Emitter):
                 own.keep([builder.call(self.fma, [w[t], samples[c], sum_]) for (t, c), sum_ in sums])
             for place, partial in zip(places, own.values, strict=True):
                 self.store(builder.fadd(self.load(place), partial), place)
-
-    def later(self, weights, r):
-        """Of which panels later weights are asked for: of every second one where two terms share a cache line."""
-        if 2 * self.rows * self.size > CACHE_LINE:
-            return weights
-        odd = self.builder.trunc(r, ir.IntType(1))
-        pairs = zip(weights[1::2], weights[0::2], strict=True)
-        return [self.builder.select(odd, second, first) for second, first in pairs]
 
     def joined(self, *addresses):
         """What lies at an address or, in the halves of a vector, at two."""

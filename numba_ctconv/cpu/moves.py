@@ -15,6 +15,7 @@ from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
 
 MOST_ROWS = 12
 # source, its step, count, target, its step
+TILES_AHEAD = 4  # that are packed at a time: what the next ones take is read while those are multiplied
 MOST_GATHERED = 4  # vectors, of any of which an element of another may come
 LONGEST_RUN = 32
 LEAST_PARTED = 32  # bytes of a vector, of which x86 loads and stores some lanes alone
@@ -168,6 +169,8 @@ def pack_whole(typingctx, double, lanes, run, channels, taps, source, inner_step
             start = emit.element_at(source, builder.mul(i, inner_step))
             to = emit.element_at(target, builder.mul(i, I64(size)))
             at = [emit.element_at(start, I64(v * emit.lanes)) for v in range(len(there))]
+            for address in at:
+                emit.prefetch(builder.add(address, I64(TILES_AHEAD * size * emit.size)), write=False)
             vectors = [
                 emit.load(address) if all(kept) else emit.load_some(address, emit.constant_lanes(kept))
                 for address, kept in zip(at, there, strict=True)

@@ -103,12 +103,10 @@ class TallTile(TileRow):
         self.add_block(own, slab, offsets, terms, start, sums, out, I64(0), channel_stride)
 
     def weights(self, panel, r):
-        places = []
-        for address in panel:
-            weights = self.element_at(address, self.builder.mul(r, I64(self.panel_rows)))
+        own = [self.element_at(address, self.builder.mul(r, I64(self.panel_rows))) for address in panel]
+        for weights in self.every_second(own, self.panel_rows, r):
             self.prefetch(self.builder.add(weights, I64(PANEL_AHEAD)), write=False)
-            places += [(weights, m) for m in range(self.panel_rows)]
-        return places
+        return [(weights, m) for weights in own for m in range(self.panel_rows)]
 
 
 @functools.cache

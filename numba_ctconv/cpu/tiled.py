@@ -150,7 +150,7 @@ def sum_blocks(
             made_size = count * own_terms * rows
             for j in range(made_size, made_size + sizes.start_size - rows):
                 made[j] = 0
-            if whole > 0:
+            if whole > 0 and ends:
                 check += nothing_of(made, 0, made_size)
             own = totals[(begin - row_begin) // group_tiles * group_size :]
             for t in range(0, count if whole > 0 else 0, sizes.tall_tiles):
@@ -159,6 +159,8 @@ def sum_blocks(
                     address_of(made) + t * own_terms * rows * size, block_at, offsets, group, column, whole, begins,
                     ends, address_of(own) + t * rows * sizes.lanes * size, scratch, output,
                 )  # fmt: skip
+                if ends and not begins:  # the sums of all blocks but the last
+                    check += nothing_of(own, t * rows * sizes.lanes, (t + sizes.tall_tiles) * rows * sizes.lanes)
             few_size = sizes.start_size * few_stored(few)
             for t in range(0, count if few > 0 else 0, sizes.few_tiles):
                 own_few = own[tall_size + t * few_size :][: sizes.few_tiles * few_size]
@@ -169,7 +171,7 @@ def sum_blocks(
                 )  # fmt: skip
                 if ends and whole == 0:
                     check += nothing_of(own_few, 0, own_few.size)
-    if check != 0 and whole == 0:  # an input that is not finite, or a sum that overflows, tells the same
+    if check != 0:  # an input that is not finite, or a sum that overflows, tells the same
         check = output.dtype.type(0)
         for i in range(weight.shape[1]):
             for c in range(weight.shape[2]):
