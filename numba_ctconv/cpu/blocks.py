@@ -156,11 +156,12 @@ def sizes_of(layout: Layout, problem: Problem, *, packed: bool) -> Sizes:
     if columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     units = row_tiles
-    if columns <= layout.lanes + layout.few_columns:  # which several tiles are computed of at once
+    short = columns <= min(strip, layout.lanes + min(layout.few_columns, layout.lanes - 1))  # one vector and a few
+    if short:  # which several tiles are computed of at once
         units = -(-row_tiles // max(layout.few_tiles, layout.tall_tiles))
     parts = 1 if workers == 1 else max(1, min(units, -(-4 * workers // (groups * blocks))))
     together, block_channels = 0, 0
-    if not packed and columns <= min(strip, layout.lanes + layout.few_columns) and layout.takes_blocks:
+    if not packed and short and layout.takes_blocks:
         block_channels = BLOCK_CHANNELS if BLOCK_CHANNELS * layout.taps % BLOCK == 0 else 2 * BLOCK_CHANNELS
         if row_tiles * layout.most_sums * itemsize > PANELS_BYTES:
             block_channels = 0
