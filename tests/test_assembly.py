@@ -150,6 +150,23 @@ def test_tiles_multiply_whole_vectors_in_registers(machine):
             assert not [line for line in terms if re.search(machine.stack, line)], shape
 
 
+def test_tall_tiles_multiply_whole_vectors_in_registers(machine):
+    """As above, with the panels of several tiles of one vector."""
+    wanted = {
+        (Shape(int(itemsize == 8), own.lanes, own.rows * own.tall_tiles, 1, own.tile_phases, own.slots), own.rows)
+        for itemsize, own, _ in layouts()
+        if own.tall_tiles > 1
+    }
+    assert wanted
+    for shape, rows in sorted(wanted):
+        lines = assembly(machine, lambda builder, given: tile_rows.TallTile(builder, shape, rows).write(*given), 9)  # noqa: B023  # called here
+        fma = machine.fma[8 if shape.double else 4]
+        assert count(CALL, lines) == 0, shape
+        (terms,) = [loop for loop in innermost_loops(lines) if count(fma, loop)]
+        assert count(fma, lines) == count(fma, terms) == shape.rows, shape
+        assert not [line for line in terms if re.search(machine.stack, line)], shape
+
+
 @pytest.mark.parametrize("double", [0, 1])
 def test_depthwise_rows_multiply_whole_vectors(machine, double):
     operations = depthwise_rows.forward_rows, depthwise_rows.grad_input_rows, depthwise_rows.grad_weight_rows
@@ -169,17 +186,18 @@ def test_depthwise_rows_multiply_whole_vectors(machine, double):
 @pytest.mark.parametrize("double", [0, 1])
 @pytest.mark.parametrize("rows", [4, 5, 8, 12])
 def test_tiles_of_few_columns_multiply_vectors(machine, double, rows):
-    """Vectors as wide as the rows of one panel, or of both where the machine's have room for them."""
+    """Vectors as wide as the rows of one panel, or of two where the machine's have room for them."""
     if rows > machine.registers // 4 * 3 // 2:
         pytest.skip(f"the tiles of this machine have at most {machine.registers // 4 * 3 // 2} rows")
     write, size = microkernels.ColumnTile, 8 if double else 4
     lanes = machine.vector_bytes // size
-    lines = assembly(
-        machine,
-        lambda builder, given: [write(builder, double, lanes, rows).write(n, *given) for n in microkernels.COLUMNS],
-        8,
-    )
+
+    def write_all(builder, given):
+        for n in microkernels.COLUMNS:
+            tile = write(builder, double, lanes, rows)
+            tile.write(n, tile.given(given[0], tile.tiles), *given[1:])
+
+    lines = assembly(machine, write_all, 8)
     fma = machine.fma[size].replace("%ymm", "%[xy]mm").replace("%zmm", "%[xyz]mm")
-    vectors = 1 if 2 * microkernels.panel_width(rows) <= lanes else 2  # of a column of two panels
     assert count(CALL, lines) == count(SCALAR, lines) == 0
-    assert count(fma, lines) >= vectors * sum(microkernels.COLUMNS)
+    assert count(fma, lines) >= write.vectors * sum(microkernels.COLUMNS)

@@ -107,6 +107,42 @@ def test_moves_interleave_and_lay_out(dtype, rows, phases):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("run", "channels", "taps"), [(2, 4, 2), (4, 2, 2), (6, 1, 2), (5, 1, 3), (8, 1, 2), (3, 3, 1)]
+)
+def test_moves_pack_whole_channels(dtype, run, channels, taps):
+    size, rows = np.dtype(dtype).itemsize, run * channels
+    source = np.random.default_rng(0).standard_normal((5, rows * taps + 7)).astype(dtype)
+    packed = np.full((6, taps, rows), np.nan, dtype)
+    move = moves.moves.pack_whole(size, run, channels, taps)
+    call(move, source.ctypes.data, rows * taps + 7, 5, 0, 0, taps, packed.ctypes.data)
+    own = source[:, : rows * taps].reshape(5, channels, taps, run)
+    np.testing.assert_array_equal(packed[:5], own.transpose(0, 2, 1, 3).reshape(5, taps, rows))
+    assert np.isnan(packed[5]).all()
+    call(move, source.ctypes.data, 0, 0, 0, 0, taps, packed[5].ctypes.data)
+    assert np.isnan(packed[5]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("first", "stop", "columns"), [(0, 3, 3), (2, 9, 11), (1, 40, 41), (5, 5, 6)])
+def test_moves_copy_short_rows(dtype, first, stop, columns):
+    """Memory beside the rows is neither read, as zeros show, nor written."""
+    size = np.dtype(dtype).itemsize
+    move = moves.moves.copy_rows(size)
+    if move == 0:
+        pytest.skip("vectors of this machine are not loaded in part")
+    source = np.random.default_rng(0).standard_normal((4, 50)).astype(dtype)
+    copied = np.full((4, 60), np.nan, dtype)
+    steps = source.strides[0], copied.strides[0]
+    values = [source.ctypes.data, steps[0], first, stop, 4, copied.ctypes.data, steps[1], columns]
+    call(move, np.array(values, np.int64).ctypes.data)
+    expected = np.zeros((4, columns), dtype)
+    expected[:, first:stop] = source[:, first:stop]
+    np.testing.assert_array_equal(copied[:, :columns], expected)
+    assert np.isnan(copied[:, columns:]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 12])
 def test_moves_deinterleave_and_transpose(dtype, rows):
     size = np.dtype(dtype).itemsize
@@ -420,7 +456,7 @@ def test_items_stand_as_close_as_their_shifts_let_them():
 def test_panels_that_a_call_makes_as_it_goes_have_the_bits_of_kept_ones(change, dtype, parameters):
     """A function call packs some tiles at a time, right before it uses them; a layer keeps all of them."""
     rng = np.random.default_rng(7)
-    x, w = rng.standard_normal((2, 22, 9)).astype(dtype), rng.standard_normal((22, 31, 7)).astype(dtype)
+    x, w = rng.standard_normal((1, 22, 9)).astype(dtype), rng.standard_normal((22, 31, 7)).astype(dtype)
     taken = []
 
     def counted(*arguments, size=blocks.sizes_of):
@@ -433,14 +469,48 @@ def test_panels_that_a_call_makes_as_it_goes_have_the_bits_of_kept_ones(change, 
         return y, backward.input
 
     change(blocks, "sizes_of", counted)
+    in_blocks = results()
+    calls = len(taken)
+    assert any(own.block_channels > 0 for own in taken)
+    change(layout, "MOST_BLOCK_TAPS", 0)
     change(blocks, "PANELS_BYTES", 4 * 22 * 7 * 8 * dtype().itemsize)  # a few tiles of many
     made = results()
     change(blocks, "MOST_BLOCKS_REMADE", 0)
-    for one, other in zip(made, results(), strict=True):
+    for one, other, third in zip(made, results(), in_blocks, strict=True):
         np.testing.assert_array_equal(one, other)
-    calls = len(taken) // 2
-    assert all(own.together > 0 for own in taken[:calls])
-    assert not any(own.together for own in taken[calls:])
+        np.testing.assert_array_equal(third, other)
+    assert all(own.together > 0 and own.block_channels == 0 for own in taken[calls : 2 * calls])
+    assert not any(own.together or own.block_channels for own in taken[2 * calls :])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(8, 4), (12, 6), (4, 2), (6, 2), (5, 1), (7, 3), (24, 12)])
+def test_short_inputs_give_the_bits_of_long_ones(dtype, kernel_size, stride):
+    """Few columns, one vector and both, of tiles that no group of several divides; packed before or by blocks."""
+    rng = np.random.default_rng(9)
+    for channels, row_channels in ((40, 37), (33, 7), (50, 1)):
+        layer = nc.ConvTranspose1d(channels, row_channels, kernel_size, stride, dtype=dtype)
+        x = rng.standard_normal((1, channels, 70)).astype(dtype)
+        whole = layer(x)
+        for length in (1, 3, 5, 8, 12, 16, 20, 25):
+            short = layer(x[..., :length])
+            np.testing.assert_array_equal(short[..., : length * stride], whole[..., : length * stride])
+            own = nc.conv_transpose1d(x[..., :length], layer.weight, layer.bias, stride)
+            np.testing.assert_array_equal(own, short)
+
+
+@pytest.mark.parametrize("length", [1, 5, 14, 20])
+@pytest.mark.parametrize("place", [0, 2000, -1])
+def test_a_weight_that_is_not_finite_is_found_by_blocks(length, place):
+    """Or an input, which leaves the tiles to it."""
+    rng = np.random.default_rng(10)
+    x = rng.integers(-4, 5, (1, 50, length)).astype(np.float32)
+    w = rng.integers(-4, 5, (50, 13, 4)).astype(np.float32)
+    w.flat[place] = np.inf
+    for weight in (w, np.where(np.isinf(w), np.float32(3), w)):
+        y = nc.conv_transpose1d(x, weight, stride=2, padding=1)
+        np.testing.assert_array_equal(y, reference.conv_transpose1d(x, weight, stride=2, padding=1))
+        x[0, 7, length // 2] = np.nan
 
 
 @pytest.mark.parametrize("place", [0, 3000, -1])

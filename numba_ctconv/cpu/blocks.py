@@ -12,10 +12,11 @@ import numpy as np
 
 from ..geometry import Geometry
 from . import microkernels, target
-from .layout import MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
+from .layout import BLOCK, MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
 
 PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
+BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefetchers follow
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
@@ -83,16 +84,29 @@ def call_of(family: Family, problem: Problem) -> Call:
     own = family.layout
     sizes = sizes_of(own, problem)
     tile_size = own.rows * own.vectors * own.lanes
-    staged = max(tile_size // own.tile_phases * own.slots, 2 * sizes.start_size * microkernels.COLUMNS[-1])
-    sums_size = max(tile_size, sizes.row_sums) + target.CACHE_LINE // own.itemsize
+    tall_size = own.rows * sizes.tall_tiles * own.lanes
+    tiles_size = sizes.few_tiles * sizes.start_size
+    staged = max(max(tile_size, tall_size) // own.tile_phases * own.slots, tiles_size * microkernels.COLUMNS[-1])
+    sums_size = max(tile_size, tall_size, sizes.row_sums)
+    starts = max(tiles_size, own.rows * sizes.tall_tiles)
+    line = target.CACHE_LINE // own.itemsize
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
-    sizes = sizes._replace(slab_size=slab_size, own_size=slab_size + sums_size + staged + 2 * sizes.start_size)
-    makes_panels = sizes.together > 0
-    offsets_size = 2 * len(own.term_rows) * 8 // own.itemsize
-    shared_size = offsets_size + (own.beyond if makes_panels else 0)
-    worker_size = sizes.own_size + 1 + sizes.together * len(own.term_rows) * own.rows
-    return Call(family.numbers, np.array(sizes), shared_size, worker_size, makes_panels, problem.long)
+    together, terms = max(own.few_tiles, own.tall_tiles), sizes.block_channels * own.taps
+    totals_size, made_tiles = 0, sizes.together
+    if sizes.block_channels > 0:
+        totals_size = -(-own.row_tiles(own.row_channels) // together) * together * own.most_sums
+        made_tiles = together
+    made_size = made_tiles * (terms or len(own.term_rows)) * own.rows
+    made_size += own.beyond + line if made_size > 0 else 0
+    own_size = slab_size + totals_size + 2 * line + sums_size + staged + starts  # to begin at one, and where panels lie
+    sizes = sizes._replace(
+        slab_size=slab_size, totals_size=totals_size, made_size=made_size, sums_size=sums_size, starts=starts,
+        own_size=own_size,
+    )  # fmt: skip
+    shared_size = 2 * len(own.term_rows) * 8 // own.itemsize
+    worker_size = own_size + 1 + made_size
+    return Call(family.numbers, np.array(sizes), shared_size, worker_size, made_size > 0, problem.long)
 
 
 def sizes_of(layout: Layout, problem: Problem) -> Sizes:
@@ -130,10 +144,17 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     pitch = layout.lead + strip + layout.tail
     if columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
-    together = 0 if packed or blocks > MOST_BLOCKS_REMADE else tiles_together(layout, itemsize)
+    short = columns <= min(strip, layout.lanes + min(layout.few_columns, layout.lanes - 1))  # one vector and a few
+    together, block_channels = 0, 0
+    if not packed and short and layout.takes_blocks:
+        block_channels = BLOCK_CHANNELS if BLOCK_CHANNELS * layout.taps % BLOCK == 0 else 2 * BLOCK_CHANNELS
+        if row_tiles * layout.most_sums * itemsize > PANELS_BYTES:
+            block_channels = 0
+    if not packed and block_channels == 0 and blocks <= MOST_BLOCKS_REMADE:
+        together = tiles_together(layout, itemsize)
     return Sizes._make(
-        (*layout.fixed, groups, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
-         together, 0, 0, int(long))
+        (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
+         together, block_channels, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 

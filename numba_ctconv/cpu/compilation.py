@@ -51,6 +51,11 @@ def helper(function: Callable[..., Any]) -> Any:
     return numba.njit(nogil=True, error_model="numpy", fastmath=EXACT)(function)
 
 
+def part(function: Callable[..., Any]) -> Any:
+    """A helper that is short beside the passing of its arguments: its code is put where it is called."""
+    return numba.njit(nogil=True, error_model="numpy", fastmath=EXACT, forceinline=True)(function)
+
+
 def reduction(function: Callable[..., Any]) -> Any:
     """A helper that sums over contiguous memory."""
     return numba.njit(nogil=True, error_model="numpy", fastmath=REDUCTION)(function)

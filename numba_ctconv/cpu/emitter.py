@@ -13,6 +13,7 @@ from numba.core import cgutils
 from numba.core.ccallback import CFunc
 
 from .compilation import keep_on_disk
+from .target import CACHE_LINE
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
 ROWS_SIGNATURE = types.void(types.int64)  # of what takes more arguments than a call passes well: their address
@@ -152,6 +153,18 @@ class Emitter:
             result.append(value)
         return result
 
+    def gathered(self, vectors, places):
+        """A vector of the elements at places, each a vector and a lane of it."""
+        value = None
+        for v in sorted({v for v, _ in places}):
+            own = [lane if of == v else None for of, lane in places]
+            if value is None:
+                value = self.permuted(vectors[v], vectors[v], [lane or 0 for lane in own])
+            else:
+                mask = [k if lane is None else self.lanes + lane for k, lane in enumerate(own)]
+                value = self.permuted(value, vectors[v], mask)
+        return value
+
     def permuted(self, a, b, lanes):
         return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, self.lanes), lanes))
 
@@ -164,6 +177,14 @@ class Emitter:
         kind = ir.FunctionType(ir.VoidType(), [byte, I32, I32, I32])
         function = cgutils.get_or_insert_function(self.builder.module, kind, "llvm.prefetch.p0i8")
         self.builder.call(function, [self.builder.inttoptr(address, byte), I32(int(write)), I32(3), I32(1)])
+
+    def every_second(self, panels, rows, r):
+        """Of which panels a term asks for later weights: of every second one where two terms share a cache line."""
+        if 2 * rows * self.size > CACHE_LINE:
+            return panels
+        odd = self.builder.trunc(r, ir.IntType(1))
+        pairs = zip(panels[1::2], panels[0::2], strict=True)
+        return [self.builder.select(odd, second, first) for second, first in pairs]
 
     def given(self, address, count):
         """So many arguments, from their address."""

@@ -25,6 +25,19 @@ def address_of(typingctx, array):
     return types.int64(array), codegen
 
 
+@intrinsic
+def borrowed(typingctx, array):
+    """The same array, of which a caller keeps the owner: slices of it count no references, which would be atomic."""
+
+    def codegen(context, builder, signature, args):
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        view.meminfo = cgutils.get_null_value(view.meminfo.type)
+        view.parent = cgutils.get_null_value(view.parent.type)
+        return view._getvalue()  # noqa: SLF001  # as Numba itself returns a structure
+
+    return array(array), codegen
+
+
 def integers(count):
     """A function that gives the integers of an array as a tuple, which Numba itself takes long to take from Python."""
     result = types.UniTuple(types.int64, count)

@@ -22,6 +22,7 @@ MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
 MOST_IN_PLACE = 40  # times that a sample is loaded, below which copying it first would show
 MOST_STREAMS = 48  # rows that are read in place side by side at little loss: prefetchers follow 32 or so
+MOST_BLOCK_TAPS = 8
 WIDEST_SLAB = 48  # vectors; wider ones leave too few blocks to share out evenly
 SHARED_PART = 4  # times as wide as what its shifts reach is a strip, at least
 
@@ -40,7 +41,11 @@ class Sizes(NamedTuple):
     tail: int
     few_columns: int  # up to which a tile has its lanes over its rows
     start_size: int  # of what a tile starts from, and of a column of a tile of few
+    tile_channels: int  # of a tile, whole or in part
+    few_tiles: int  # that a tile of few columns computes at once
+    tall_tiles: int  # and those of one vector that are
     groups: int
+    row_channels: int  # of a group of the output
     strip: int  # columns of a block whose rows lie together in a slab
     pitch: int  # of a strip's rows
     width: int  # columns of a block
@@ -52,7 +57,12 @@ class Sizes(NamedTuple):
     in_place: int  # whether blocks inside an item are read where they are
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
     together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
+    block_channels: int  # of whose terms panels are made at a time, and all tiles met; 0 where panels are whole
     slab_size: int  # of a worker, in elements
+    totals_size: int  # of the sums of all tiles of its part, likewise
+    made_size: int  # of the panels that it makes
+    sums_size: int  # of a tile or of a row of tiles, likewise
+    starts: int  # of what a few tiles start from
     own_size: int  # of all scratch of a worker, likewise
     long: int  # whether other Python threads may run meanwhile: a short call gains nothing by letting them
 
@@ -66,10 +76,13 @@ class PanelSizes(NamedTuple):
     taps: int  # of a phase
     tap_step: int
     pack: int  # address of the move for tiles whose rows are runs of taps, or 0
+    pack_whole: int  # likewise, where those of all taps lie side by side; or 0
     interleave: int  # and of that for tiles whose terms lie in a row for each channel, or 0
     lay_out: int  # and of the moves of the runs that a tile leaves, and
     deinterleave: int  # of the planes of a source; or 0
+    copy_rows: int  # and of short rows; or 0
     tile_row: int  # address of the rows of tiles, for many rows that are read in place; or 0
+    tall_tile: int  # and of several tiles of one vector; or 0
     tile_count: int  # lengths of the lists: addresses of the tiles of 1, 2, .. vectors and of that of few columns,
     terms: int  # term_rows and term_starts,
     plane_count: int  # planes,
@@ -87,6 +100,8 @@ class Layout:
     tile_phases: int
     slots: int  # of a column of a tile's target
     few_columns: int
+    few_tiles: int  # that are computed at once of few columns
+    tall_tiles: int  # and those that are of one vector
     width: int  # columns of a block, at most
     strip: int  # columns of a strip of a slab, at most
     lead: int
@@ -113,6 +128,16 @@ class Layout:
     def beyond(self) -> int:
         """Elements after the last panel that a tile of few columns loads."""
         return microkernels.panel_width(self.rows) - self.rows
+
+    @property
+    def takes_blocks(self) -> bool:
+        """Whether panels of a few channels' terms are small, and so many columns at most as several tiles share."""
+        return 0 < self.taps <= MOST_BLOCK_TAPS and self.tall_tiles > 1
+
+    @property
+    def most_sums(self) -> int:
+        """Elements of the sums of a tile in a vector and a few columns."""
+        return self.rows * self.lanes + microkernels.panel_width(self.rows) * microkernels.COLUMNS[-1]
 
     def many_streams(self, row_channels: int) -> bool:
         """Whether rows that are read in place are too many to be read side by side.
@@ -196,10 +221,12 @@ def _layout(*, channels: int, row_channels: int, itemsize: int, planes: Any, pla
         return None
     few = few_columns(tile_rows)
     start_size = microkernels.panel_width(tile_rows)
+    few_tiles, tall = microkernels.few_tiles(lanes, tile_rows), tall_tiles(tile_rows)
     return Layout(
-        fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size),
+        fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size,
+               tile_rows // tile_phases, few_tiles, tall),
         lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, strip=strip,
-        lead=lead, tail=tail, few_columns=few,
+        lead=lead, tail=tail, few_columns=few, few_tiles=few_tiles, tall_tiles=tall,
         term_rows=(np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel(),
         term_starts=np.tile(lead - shifts, channels), phases=phases, planes=planes,
         slab_rows=slab_rows, row_channels=row_channels, itemsize=itemsize, step_in=step_in, step_out=step_out,
@@ -230,6 +257,11 @@ def strip_columns(full: int, reach: int) -> int:
 def few_columns(rows: int) -> int:
     """Columns up to which lanes over the rows of a tile are better filled than lanes over time."""
     return min(microkernels.COLUMNS[-1], rows + 1)
+
+
+def tall_tiles(rows: int) -> int:
+    """Tiles of one vector whose sums fit the registers together, beside a vector of a slab's row and a weight."""
+    return next(tiles for tiles in (4, 2, 1) if tiles * rows <= target.vector_registers() - 2 or tiles == 1)
 
 
 def tile_vectors(rows: int) -> int:

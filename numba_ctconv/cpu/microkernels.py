@@ -175,12 +175,9 @@ class Tile(Emitter):
         for k in range(0, shape.vectors * shape.lanes, CACHE_LINE // self.size):
             ahead = builder.add(offset, I64(self.tiles_ahead * shape.vectors * shape.lanes + k))
             self.prefetch(self.element_at(slab, ahead), write=False)
-        weights = self.element_at(panel, builder.mul(r, I64(shape.rows)))
-        # weights that come from memory stream past once a block of columns
-        self.prefetch(builder.add(weights, I64(PANEL_AHEAD)), write=False)
         total = []
-        for m in range(shape.rows):
-            w = self.broadcast_at(weights, m)
+        for m, (weights, place) in enumerate(self.weights(panel, r)):
+            w = self.broadcast_at(weights, place)
             total.append([builder.call(self.fma, [w, x[v], sums[m][v]]) for v in range(shape.vectors)])
         self.barrier()  # else LLVM unrolls the loop, which would spill registers
         following = builder.add(r, I64(1))
@@ -192,25 +189,36 @@ class Tile(Emitter):
         builder.position_at_end(done)
         return total
 
+    def weights(self, panel, r):
+        """Where the weights of a term's rows lie: (address, element) each. Asks for later ones.
+
+        Weights that come from memory stream past once a block of columns.
+        """
+        weights = self.element_at(panel, self.builder.mul(r, I64(self.shape.rows)))
+        self.prefetch(self.builder.add(weights, I64(PANEL_AHEAD)), write=False)
+        return [(weights, m) for m in range(self.shape.rows)]
+
     def sum_at(self, sums, m, v):
         return self.element_at(sums, I64((m * self.shape.vectors + v) * self.shape.lanes))
 
 
 @intrinsic(prefer_literal=True)
-def column_tile(typingctx, double, lanes, rows, panel, slab, offsets, terms, block, start, other, out, columns):
-    """Emit the tile of few columns, of two panels at once: `panel` and, in place of sums, the `other`.
+def column_tile(typingctx, double, lanes, rows, panels, slab, offsets, terms, block, start, _, out, columns):
+    """Emit the tile of few columns, of a few panels at once, which lie at the addresses that lie at `panels`.
 
-    It starts from start[tile·width + m] and stores out[(c·2 + tile)·width + m], not interleaved, where `width` is that
-    of panel_width; what is read beyond the rows is of no consequence.
+    It starts from start[tile·width + m], or where `start` is 0 from what is there, and stores
+    out[(c·tiles + tile)·width + m], not interleaved, where `width` is that of panel_width and `tiles` are few_tiles;
+    what is read beyond the rows is of no consequence.
     """
 
     def codegen(context, builder, signature, args):
         emit = ColumnTile(builder, double.literal_value, lanes.literal_value, rows.literal_value)
-        *operands, columns = args[3:]
+        panels, *operands, columns = args[3:]
+        panels = emit.given(panels, emit.tiles)
         for fewer, count in zip((0, *COLUMNS), COLUMNS, strict=False):
             own = builder.icmp_signed(">", columns, I64(fewer)), builder.icmp_signed("<=", columns, I64(count))
             with builder.if_then(builder.and_(*own)):
-                emit.write(count, *operands)
+                emit.write(count, panels, *operands)
         return context.get_dummy_value()
 
     return types.void(double, lanes, rows, *[types.int64] * 9), codegen
@@ -221,32 +229,40 @@ def panel_width(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
+def few_tiles(lanes: int, rows: int) -> int:
+    """Panels that a tile of few columns takes at once: two vectors of them, of which each may hold two."""
+    return 4 if 2 * panel_width(rows) <= lanes else 2
+
+
 class ColumnTile(Emitter):
     """Writes the code of a tile of few columns.
 
-    Its sums are so few that they would wait for each other; those of two panels side by side do not. Where a vector has
-    room for a column of both, it holds both.
+    Its sums are so few that they would wait for each other, and each sample is loaded for all of them: so it takes
+    several panels side by side. Where a vector has room for a column of two, it holds both.
     """
 
-    def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
-        self.rows, self.width = rows, panel_width(rows)
-        self.vectors = 1 if 2 * self.width <= lanes else 2  # of a column of both panels
-        super().__init__(builder, double, 2 * self.width // self.vectors)
+    vectors = 2  # of a column
 
-    def write(self, count, panel, slab, offsets, terms, block, start, other, out):
-        builder, panels = self.builder, (panel, other)
+    def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
+        self.rows, self.width, self.tiles = rows, panel_width(rows), few_tiles(lanes, rows)
+        super().__init__(builder, double, self.tiles // self.vectors * self.width)
+
+    def write(self, count, panels, slab, offsets, terms, block, start, _, out):
+        builder = self.builder
         cells = [(t, c) for t in range(self.vectors) for c in range(count)]
-        places = [self.element_at(out, I64(c * 2 * self.width + t * self.width)) for t, c in cells]
-        for (t, _), place in zip(cells, places, strict=True):
-            self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.width)))), place)
+        places = [self.element_at(out, I64((c * self.vectors + t) * self.lanes)) for t, c in cells]
+        with builder.if_then(builder.icmp_signed("!=", start, I64(0))):
+            for (t, _), place in zip(cells, places, strict=True):
+                self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.lanes)))), place)
         with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
             with self.loop(own_terms, I64(1), [self.zero()] * len(cells)) as own:
                 r = builder.add(blocks.index, own.index)
                 weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
-                for address in weights:
+                for address in self.every_second(weights, self.rows, r):
                     self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
-                w = [self.load(address) for address in weights] if self.vectors == 2 else [self.joined(*weights)]
+                joined = self.tiles // self.vectors
+                w = [self.joined(*weights[t : t + joined]) for t in range(0, self.tiles, joined)]
                 at = self.element_at(slab, self.index_at(offsets, r))
                 samples = [self.broadcast_at(at, c) for c in range(count)]
                 sums = zip(cells, own.values, strict=True)
@@ -255,7 +271,9 @@ class ColumnTile(Emitter):
                 self.store(builder.fadd(self.load(place), partial), place)
 
     def joined(self, *addresses):
-        """What lies at two addresses, in the halves of a vector."""
+        """What lies at an address or, in the halves of a vector, at two."""
+        if len(addresses) == 1:
+            return self.load(*addresses)
         kind = ir.VectorType(self.element, self.width).as_pointer()
         halves = [self.builder.load(self.builder.inttoptr(at, kind), align=self.size) for at in addresses]
         return self.permuted(*halves, list(range(self.lanes)))
@@ -303,7 +321,7 @@ def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, slot
 
 @functools.cache
 def _compile_columns(double: int, lanes: int, rows: int) -> Any:
-    def function(panel, slab, offsets, terms, block, start, other, out, columns):
-        column_tile(double, lanes, rows, panel, slab, offsets, terms, block, start, other, out, columns)
+    def function(panels, slab, offsets, terms, block, start, sums, out, columns):
+        column_tile(double, lanes, rows, panels, slab, offsets, terms, block, start, sums, out, columns)
 
     return c_function(function, SIGNATURE, f"microkernels.column_tile-{double}-{lanes}-{rows}")

@@ -11,12 +11,15 @@ from numba.extending import intrinsic
 
 from ..forks import compiling
 from . import target
-from .emitter import I64, Emitter, c_function
+from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
 
 MOST_ROWS = 12
-# source, its step, count, target, its step
+TILES_AHEAD = 4  # that are packed at a time: what the next ones take is read while those are multiplied
+MOST_GATHERED = 4  # vectors, of any of which an element of another may come
 LONGEST_RUN = 32
 AHEAD = 1024  # bytes that are asked for ahead
+LEAST_PARTED = 32  # bytes of a vector, of which x86 loads and stores some lanes alone
+# source, its step, count, target, its step
 SIGNATURE = types.void(*[types.int64] * 5)
 # source, step and count of term channels, step of row channels, step and count of taps, target
 PACK_SIGNATURE = types.void(*[types.int64] * 7)
@@ -68,6 +71,30 @@ def deinterleave(typingctx, double, lanes, rows, source, source_step, count, tar
         return context.get_dummy_value()
 
     return types.void(double, lanes, rows, *[types.int64] * 5), codegen
+
+
+@intrinsic(prefer_literal=True)
+def copy_rows(typingctx, double, lanes, values):
+    """Emit target[m·target_step + t] = source[m·source_step + t] for t below count; 0 but where first <= t < stop.
+
+    `values` is the address of: source, its step, first, stop, the number of rows m, target, its step, count. The steps
+    are in bytes.
+    """
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, double.literal_value, lanes.literal_value)
+        source, source_step, first, stop, rows, target, target_step, count = emit.given(args[2], 8)
+        with emit.loop(count, I64(emit.lanes)) as vector:
+            t = vector.index
+            there = emit.lanes_within(builder.sub(t, first), builder.sub(stop, first))
+            kept = emit.lanes_within(t, count)
+            start, to = emit.element_at(source, t), emit.element_at(target, t)
+            with emit.loop(rows, I64(1)) as row:
+                value = emit.load_some(builder.add(start, builder.mul(row.index, source_step)), there)
+                emit.store_some(value, builder.add(to, builder.mul(row.index, target_step)), kept)
+        return context.get_dummy_value()
+
+    return types.void(double, lanes, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -134,6 +161,54 @@ def pack_runs(typingctx, double, run, channels, source, inner_step, inner, chann
     return types.void(double, run, channels, *[types.int64] * 7), codegen
 
 
+@intrinsic(prefer_literal=True)
+def pack_whole(typingctx, double, lanes, run, channels, taps, source, inner_step, inner, _, __, ___, target):
+    """Emit target[i, m, c, p] = source[i·inner_step + (c·taps + m)·run + p], p < run, c < channels, m < taps.
+
+    What `pack_runs` does where the runs of all taps lie side by side: by vectors, whose elements change places.
+    """
+
+    def codegen(context, builder, signature, args):
+        emit = Emitter(builder, *(value.literal_value for value in (double, lanes)))
+        own_run, own_channels, own_taps = (value.literal_value for value in (run, channels, taps))
+        source, inner_step, inner, *_, target = args[5:]
+        rows = own_run * own_channels
+        size = rows * own_taps
+        there = [[v * emit.lanes + k < size for k in range(emit.lanes)] for v in range(-(-size // emit.lanes))]
+        beyond = len(there) * emit.lanes - size  # what the last vector of a channel stores of those after it
+        early = builder.sub(inner, I64(-(-beyond // size)))
+        early = builder.select(builder.icmp_signed(">", early, I64(0)), early, I64(0))
+
+        def write(i, *, last):
+            start = emit.element_at(source, builder.mul(i, inner_step))
+            to = emit.element_at(target, builder.mul(i, I64(size)))
+            at = [emit.element_at(start, I64(v * emit.lanes)) for v in range(len(there))]
+            for address in at:
+                emit.prefetch(builder.add(address, I64(TILES_AHEAD * size * emit.size)), write=False)
+            vectors = [
+                emit.load(address) if all(kept) else emit.load_some(address, emit.constant_lanes(kept))
+                for address, kept in zip(at, there, strict=True)
+            ]
+            for v, kept in enumerate(there):
+                places = []
+                for t in range(v * emit.lanes, (v + 1) * emit.lanes):
+                    (tap, row), p = divmod(min(t, size - 1), rows), min(t, size - 1) % own_run
+                    places.append(divmod((row // own_run * own_taps + tap) * own_run + p, emit.lanes))
+                value, address = emit.gathered(vectors, places), emit.element_at(to, I64(v * emit.lanes))
+                if last and not all(kept):
+                    emit.store_some(value, address, emit.constant_lanes(kept))
+                else:  # what is beyond is stored next
+                    emit.store(value, address)
+
+        with emit.loop(early, I64(1)) as loop:
+            write(loop.index, last=False)
+        with emit.loop(builder.sub(inner, early), I64(1)) as loop:
+            write(builder.add(early, loop.index), last=True)
+        return context.get_dummy_value()
+
+    return types.void(double, lanes, run, channels, taps, *[types.int64] * 7), codegen
+
+
 class CompiledMoves:
     """The C functions of moves, compiled on first use and kept on disk."""
 
@@ -148,6 +223,12 @@ class CompiledMoves:
         """The address of the move that parts so many interleaved rows; 0 where they are too many for registers."""
         return self._address(_compile_deinterleave, int(itemsize == 8), lanes, rows) if rows <= MOST_ROWS else 0
 
+    def copy_rows(self, itemsize: int) -> int:
+        """The address of the copy of short rows, some with zeros around; 0 where vectors can't be loaded in part."""
+        if itemsize not in (4, 8) or target.vector_bytes() < LEAST_PARTED:
+            return 0
+        return self._address(_compile_copy_rows, int(itemsize == 8), target.vector_bytes() // itemsize)
+
     def transpose(self, itemsize: int) -> int:
         """The address of the move that transposes squares of a vector a side; 0 where elements have no such size."""
         if itemsize not in (4, 8):
@@ -157,6 +238,13 @@ class CompiledMoves:
     def pack_runs(self, itemsize: int, run: int, channels: int) -> int:
         """The address of the packing of panels whose rows are runs of so many channels."""
         return self._address(_compile_pack_runs, int(itemsize == 8), run, channels)
+
+    def pack_whole(self, itemsize: int, run: int, channels: int, taps: int) -> int:
+        """The address of the same where so many taps of a channel are all it has; 0 where they are too many."""
+        lanes = target.vector_bytes() // itemsize
+        if itemsize not in (4, 8) or not 0 < run * channels * taps <= lanes * MOST_GATHERED:
+            return 0
+        return self._address(_compile_pack_whole, int(itemsize == 8), lanes, run, channels, taps)
 
     def lay_out(self, itemsize: int, run: int, *, asks: bool = False) -> int:
         """The address of the move of runs of such a length; 0 where they are too long for registers."""
@@ -187,6 +275,13 @@ def _compile_deinterleave(double: int, lanes: int, rows: int) -> Any:
     return c_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
 
 
+def _compile_copy_rows(double: int, lanes: int) -> Any:
+    def function(values):
+        copy_rows(double, lanes, values)
+
+    return c_function(function, ROWS_SIGNATURE, f"moves.copy_rows-{double}-{lanes}")
+
+
 def _compile_transpose(double: int, lanes: int) -> Any:
     def function(source, source_step, count, target, target_step):
         transpose(double, lanes, source, source_step, count, target, target_step)
@@ -206,3 +301,12 @@ def _compile_pack_runs(double: int, run: int, channels: int) -> Any:
         pack_runs(double, run, channels, source, inner_step, inner, channel_step, tap_step, taps, target)
 
     return c_function(function, PACK_SIGNATURE, f"moves.pack_runs-{double}-{run}-{channels}")
+
+
+def _compile_pack_whole(double: int, lanes: int, run: int, channels: int, taps: int) -> Any:
+    def function(source, inner_step, inner, channel_step, tap_step, tap_count, target):
+        pack_whole(
+            double, lanes, run, channels, taps, source, inner_step, inner, channel_step, tap_step, tap_count, target
+        )
+
+    return c_function(function, PACK_SIGNATURE, f"moves.pack_whole-{double}-{lanes}-{run}-{channels}-{taps}")

@@ -7,18 +7,19 @@ pack_panels is a kernel of its own, which panels.py calls once for a layer. Noth
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_pack, copy_bytes, integers
+from .intrinsics import address_of, call_move, call_pack, call_rows, copy_bytes, integers
 from .layout import PanelSizes
 from .rows import count_below, first_not_below, nothing_of
 
 HEAD = len(PanelSizes._fields)
 panel_sizes_in = integers(HEAD)
 
+SHORT_ROW = 6  # vectors, up to which a row is copied faster than a function for any length is called
 PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
 
 
 @helper
-def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab):
+def pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab):
     """Copy the planes of the group's channels into strips, each with `lead` before its columns and `tail` after them.
 
     A strip holds all rows of its columns close together, so that a tile meets few pages of memory, one after the other.
@@ -33,7 +34,7 @@ def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
         first = (sizes.q_first - lead + at) * step_in - sizes.crop_in  # the sample of plane 0 at the run's start
         for s in range(first_not_below(done - pitch + 1, strip), min(-(-run_end // strip), strips)):
             pack_run(
-                source, planes, sizes, deinterleave, item, group, first, done, run_end - done, max(done, s * strip),
+                source, planes, sizes, panel_sizes, item, group, first, done, run_end - done, max(done, s * strip),
                 min(run_end, s * strip + pitch), s * (rows * pitch - strip), slab,
             )  # fmt: skip
         done = run_end
@@ -42,8 +43,9 @@ def pack_slab(source, planes, sizes, deinterleave, group, column, columns, slab)
 
 
 @helper
-def pack_run(source, planes, sizes, deinterleave, item, group, first, done, run, begin, end, strip_at, slab):
+def pack_run(source, planes, sizes, panel_sizes, item, group, first, done, run, begin, end, strip_at, slab):
     """The planes of a group's channels at the columns from `begin` to `end` of a run of an item's, from `done` on."""
+    deinterleave = panel_sizes.deinterleave
     step_in, lanes, size, length, pitch = sizes.step_in, sizes.lanes, slab.itemsize, source.shape[2], sizes.pitch
     channels = source.shape[1] // sizes.groups
     channel = group * channels
@@ -75,6 +77,11 @@ def pack_run(source, planes, sizes, deinterleave, item, group, first, done, run,
         stop = existing
         if there:
             stop = max(min(end, done + count_below(length - first - planes[p], step_in, run)), existing)
+        if contiguous and step_in == 1 and panel_sizes.copy_rows != 0 and end - begin <= SHORT_ROW * lanes:
+            at = source_at + (start + begin) * size, source.strides[1]
+            to = address_of(slab) + (strip_at + p * pitch + begin) * size, planes.size * pitch * size, end - begin
+            call_rows(panel_sizes.copy_rows, (*at, existing - begin, stop - begin, channels, *to))
+            continue
         for c in range(channels):
             at = strip_at + (c * planes.size + p) * pitch
             for j in range(begin, existing):
@@ -119,7 +126,9 @@ def pack_panels(weight, panel_numbers, together, infinite, panels):
     size = weight.shape[1] * sizes.taps * sizes.rows
     for batch in prange(-(-tiles // together)):
         begin, end = batch * together, min((batch + 1) * together, tiles)
-        infinite[batch] = pack_tiles(weight, first_taps, sizes, begin, end, panels[begin * size : end * size])
+        own = panels[begin * size : end * size]
+        pack_tiles(weight, first_taps, sizes, begin, end, 0, weight.shape[1], own)
+        infinite[batch] = nothing_of(own, 0, own.size)
 
 
 @helper
@@ -129,28 +138,34 @@ def tiles_of(weight, first_taps, sizes):
 
 
 @helper
-def pack_tiles(weight, first_taps, sizes, begin, end, panels):
-    """Fill the panels of the tiles from `begin` to `end`; 0 where all of their weights are finite, else NaN.
+def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, panels):
+    """Fill the panels of the tiles from `begin` to `end` with the terms of some channels.
 
     A few term channels at a time, of all of these tiles, so that weights which lie side by side are read so.
     """
     lanes, rows, tile_phases, family_taps = sizes.lanes, sizes.rows, sizes.tile_phases, sizes.taps
-    term_channels, row_channels, taps = weight.shape[1:]
+    term_channels = inner_stop - inner_begin
+    row_channels, taps = weight.shape[2:]
     tile_channels, phase_tiles = rows // tile_phases, -(-first_taps.size // tile_phases)
     tiles = tiles_of(weight, first_taps, sizes)
     bytes_each = panels.itemsize
     even = weight.strides[0] % bytes_each == 0 and weight.strides[1] % bytes_each == 0
     contiguous = weight.strides[3] == bytes_each and even and weight.strides[2] % bytes_each == 0
     in_rows = contiguous and weight.strides[1] == taps * bytes_each and family_taps == taps and sizes.interleave != 0
-    for inner in range(0, term_channels, PACK_CHANNELS):
-        inner_end = min(inner + PACK_CHANNELS, term_channels)
+    side_by_side = sizes.pack_whole != 0 and taps == family_taps * tile_phases
+    side_by_side = side_by_side and weight.strides[2] == taps * bytes_each
+    for inner in range(inner_begin, inner_stop, PACK_CHANNELS):
+        inner_end = min(inner + PACK_CHANNELS, inner_stop)
+        group, place = begin // tiles, begin % tiles
         for tile in range(begin, end):
-            group, channel = tile // tiles, tile % tiles // phase_tiles * tile_channels
-            phase = tile % phase_tiles * tile_phases
+            channel, phase = place, 0
+            if phase_tiles > 1:
+                channel, phase = place // phase_tiles, place % phase_tiles * tile_phases
+            channel *= tile_channels
             own_channels, own_phases = min(tile_channels, row_channels - channel), first_taps.size - phase
             first_tap = first_taps[phase]
             whole = contiguous and own_channels == tile_channels and own_phases >= tile_phases
-            at = ((tile - begin) * term_channels + inner) * family_taps * rows
+            at = ((tile - begin) * term_channels + inner - inner_begin) * family_taps * rows
             source_at = address_of(weight) + group * weight.strides[0] + inner * weight.strides[1]
             source_at += channel * weight.strides[2] + first_tap * bytes_each
             if whole and in_rows:
@@ -165,8 +180,9 @@ def pack_tiles(weight, first_taps, sizes, begin, end, panels):
                         panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
             elif whole and sizes.pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
                 call_pack(
-                    sizes.pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
-                    weight.strides[2] // bytes_each, sizes.tap_step, family_taps, address_of(panels) + at * bytes_each,
+                    sizes.pack_whole if side_by_side else sizes.pack, source_at, weight.strides[1] // bytes_each,
+                    inner_end - inner, weight.strides[2] // bytes_each, sizes.tap_step, family_taps,
+                    address_of(panels) + at * bytes_each,
                 )  # fmt: skip
             else:
                 for term in range((inner_end - inner) * family_taps):
@@ -177,4 +193,6 @@ def pack_tiles(weight, first_taps, sizes, begin, end, panels):
                         if c < own_channels and p < own_phases:
                             value = weight[group, i, channel + c, first_taps[phase + p] + m * sizes.tap_step]
                         panels[at + term * rows + row] = value
-    return nothing_of(panels, 0, (end - begin) * term_channels * family_taps * rows)
+            place += 1
+            if place == tiles:
+                group, place = group + 1, 0

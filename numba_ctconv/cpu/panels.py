@@ -9,6 +9,7 @@ import numpy as np
 from ..geometry import Plan
 from . import layout, microkernels, moves, packing, tile_rows
 from .layout import Layout, PanelSizes
+from .target import CACHE_LINE
 
 MOST_TOGETHER = 16  # tiles that are packed at once, which may lie side by side in the weight
 
@@ -66,10 +67,17 @@ def values_of(weight: Any, family: Family) -> tuple[Any, bool]:
     """All panels of a family, and whether they are finite."""
     own, together = family.layout, family.together
     tiles = weight.shape[0] * own.row_tiles(weight.shape[2])
-    values = np.empty(tiles * len(own.term_rows) * own.rows + own.beyond, weight.dtype)
+    values = _aligned(tiles * len(own.term_rows) * own.rows + own.beyond, weight.dtype)
     infinite = np.zeros(-(-tiles // together), weight.dtype)
     packing.pack_panels(weight, family.numbers, together, infinite, values)
     return values, not np.count_nonzero(infinite)
+
+
+def _aligned(size: int, dtype: Any) -> Any:
+    """An array that begins at a cache line: else half of the vectors that tiles load would lie in two."""
+    whole = np.empty(size * dtype.itemsize + CACHE_LINE, np.uint8)
+    begin = -whole.ctypes.data % CACHE_LINE
+    return whole[begin : begin + size * dtype.itemsize].view(dtype)
 
 
 def _packed(split: Any, families: Families, now: bool) -> Packed:
@@ -106,12 +114,17 @@ def _numbers(own: Layout, row_channels: int, size: int) -> Any:
         own.taps,
         own.tap_step,
         pack=moves.moves.pack_runs(size, own.tile_phases, own.rows // own.tile_phases),
+        pack_whole=moves.moves.pack_whole(size, own.tile_phases, own.rows // own.tile_phases, own.taps)
+        if own.tap_step == own.tile_phases == own.step_out == len(own.phases) > 1
+        else 0,
         interleave=moves.moves.interleave(size, own.lanes, own.rows) if own.step_out == 1 else 0,
         lay_out=moves.moves.lay_out(size, own.tile_phases),
         deinterleave=moves.moves.deinterleave(size, own.lanes, own.step_in) if own.every_plane else 0,
+        copy_rows=moves.moves.copy_rows(size),
         tile_row=tile_rows.rows_of_tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
         if row_of_tiles
         else 0,
+        tall_tile=tile_rows.tall_tiles(size, own.lanes, own.rows, own.tall_tiles, own.tile_phases, own.slots),
         tile_count=len(tiles),
         terms=len(own.term_rows),
         plane_count=len(own.planes),

@@ -20,10 +20,11 @@ depends on the layer alone.
 from numba import prange
 
 from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_tile, integers, release_gil, store_integer, take_gil
+from .intrinsics import address_of, borrowed, integers, release_gil, store_integer, take_gil
 from .layout import PanelSizes, Sizes
 from .packing import lists_of, pack_slab, pack_tiles, panel_sizes_in, tiles_of
-from .rows import count_below, first_not_below, nothing_of, to_line
+from .rows import nothing_of, to_line
+from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles
 
 TASKS_EACH = 4  # of a worker, at least, where there are as many
 
@@ -40,6 +41,8 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     worker; and where some tiles are packed `together`, their panels, in place of `panels`. In the end its first element
     is NaN where a weight was packed that is not finite, else 0.
     """
+    source, bias, panels, weight = borrowed(source), borrowed(bias), borrowed(panels), borrowed(weight)
+    scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
     sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
     tiles, term_rows, term_starts, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
     gil = release_gil(sizes.long)
@@ -47,7 +50,12 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
     column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
     blocks = -(-column_end // sizes.width)
-    parts = max(1, min(row_tiles, -(-TASKS_EACH * workers // (groups * blocks))))  # of the rows
+    group_tiles = max(sizes.few_tiles, sizes.tall_tiles)
+    short = column_end <= sizes.lanes + sizes.few_columns
+    parts = 1 if workers == 1 else -(-TASKS_EACH * workers // (groups * blocks))  # of the rows
+    unit = group_tiles if short or parts * group_tiles < row_tiles + group_tiles else 1  # of tiles that are shared out
+    units = -(-row_tiles // unit)
+    parts = max(1, min(parts, units))
     tasks = groups * blocks * parts
     terms = term_rows.size
     panel_size = terms * sizes.rows
@@ -55,14 +63,18 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     offsets_at = address_of(scratch)
     for r in range(terms):
         store_integer(offsets_at + r * 8, term_rows[r] * sizes.pitch + term_starts[r])
-        in_place = term_rows[r] * (source.strides[1] // size) + term_starts[r] - sizes.lead
-        store_integer(offsets_at + (terms + r) * 8, in_place)
+    row_step = source.strides[1] // size
+    for r in range(terms if sizes.in_place != 0 else 0):
+        store_integer(offsets_at + (terms + r) * 8, term_rows[r] * row_step + term_starts[r] - sizes.lead)
     room = scratch[2 * terms * 8 // size :]
     infinite = room[workers * sizes.own_size :]
     for worker in prange(workers):
         packed = -1
         slab = room[worker * sizes.own_size :][: sizes.slab_size]
         own = room[worker * sizes.own_size :][sizes.slab_size : sizes.own_size]
+        totals, own = own[: sizes.totals_size], own[sizes.totals_size :]
+        made = infinite[workers + worker * sizes.made_size :][: sizes.made_size]
+        made = made[to_line(made) if sizes.made_size > 0 else 0 :]
         own = own[to_line(own) :]  # else every vector of sums would lie in two lines
         check = scratch.dtype.type(0)
         for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
@@ -73,21 +85,27 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
             if source_at != 0:
                 block_at, block_offsets, strip_width = source_at, offsets_at + terms * 8, columns
             elif task // parts != packed:
-                pack_slab(source, planes, sizes, panel_sizes.deinterleave, group, column, columns, slab)
+                pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab)
                 packed = task // parts
-            row_begin, row_end = task % parts * row_tiles // parts, (task % parts + 1) * row_tiles // parts
+            row_begin = task % parts * units // parts * unit
+            row_end = min((task % parts + 1) * units // parts * unit, row_tiles)
+            if sizes.block_channels > 0:
+                check += sum_blocks(
+                    row_begin, row_end, group_tiles, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight,
+                    block_at, block_offsets, group, column, columns, made, totals, own, output,
+                )  # fmt: skip
+                continue
             together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
             for begin in range(row_begin, row_end, together):
                 end, first = min(begin + together, row_end), group * row_tiles + begin
                 panels_at = address_of(panels) + first * panel_size * size
                 if sizes.together > 0:
-                    made = infinite[workers + worker * together * panel_size :][: together * panel_size]
-                    check += pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, made)
+                    pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, 0, weight.shape[1], made)
+                    check += nothing_of(made, 0, (end - begin) * panel_size)
                     panels_at = address_of(made)
-                for row_tile in range(begin, end):
-                    sum_row(
-                        row_tile, (row_tile - begin) % 2, row_tile + 1 == end, bias, sizes, phases, tiles,
-                        panel_sizes.lay_out, panel_sizes.tile_row, terms,
+                for row_tile in range(begin, end, group_tiles):
+                    sum_tiles(
+                        row_tile, min(group_tiles, end - row_tile), bias, sizes, phases, tiles, panel_sizes, terms,
                         panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets, strip_width,
                         strip_size, group, column, columns, own, output,
                     )  # fmt: skip
@@ -97,80 +115,63 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
 
 
 @helper
-def sum_row(
-    row_tile, second, last, bias, sizes, phases, tiles, lay_out, tile_row, terms, panel_at, block_at, block_offsets,
-    strip_width, strip_size, group, column, columns, scratch, output,
+def sum_blocks(
+    row_begin, row_end, group_tiles, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight, block_at,
+    block_offsets, group, column, columns, made, totals, scratch, output,
 ):  # fmt: skip
-    """Compute the rows of a tile in all columns of a block.
+    """Compute the rows of a part of the tiles in few columns, by blocks of terms of which a few panels are made.
 
-    Few columns are computed of two such tiles at once: with the `second`, or with the `last` alone.
+    So weights that are met once or twice are read in rows, and come back from no farther than the first-level cache.
+    0, or NaN where a weight is not finite, of which a sum would tell.
     """
-    lanes, rows, tile_phases = sizes.lanes, sizes.rows, sizes.tile_phases
-    start_size, size = sizes.start_size, output.itemsize
-    group_rows = output.shape[1] // sizes.groups
-    panel_size = terms * rows * size
-    most = tiles.size - 1  # vectors of a tile
-    full = most * lanes
-    sums_at = address_of(scratch)
-    staging = scratch[max(rows * full, sizes.row_sums) : scratch.size - 2 * start_size]
-    start = scratch[scratch.size - 2 * start_size :]
-    start_at = address_of(start) + second * start_size * size
-    channel, phase, channels = place_of(row_tile, sizes, phases, group, group_rows)
-    for m in range(rows):
-        c = m // tile_phases
-        start[second * start_size + m] = -bias[channel + c] if c < channels and bias.size > 0 else 0
-    begin = 0
-    if sizes.row_sums != 0 and strip_width >= columns:
-        whole = columns // full
-        target = direct_target(sizes, phases, column, whole * full, channel, channels, output)
-        if target != 0:
-            begin = whole * full
-            for r in range(0, terms if whole > 0 else 0, sizes.block):
-                call_tile(
-                    tile_row, panel_at + r * rows * size, block_at, block_offsets + r * 8, min(sizes.block, terms - r),
-                    whole, start_at if r == 0 else 0, sums_at, target if r + sizes.block >= terms else 0,
-                    output.strides[1] // size,
-                )  # fmt: skip
-    for strip in range(0, columns, strip_width):
-        strip_at = block_at + strip // strip_width * strip_size
-        done, end = max(strip, begin), min(strip + strip_width, columns)
-        while end - done > sizes.few_columns:
-            vectors = vectors_of(end - done, lanes, most, sizes.few_columns)
-            span = vectors * lanes
-            target = direct_target(sizes, phases, column + done, span, channel, channels, output)
-            call_tile(
-                tiles[vectors - 1], panel_at, strip_at + (done - strip) * size, block_offsets, terms, sizes.block,
-                start_at, sums_at, target if target != 0 else address_of(staging),
-                output.strides[1] // size if target != 0 else span * sizes.slots,
+    size, rows, taps = output.itemsize, sizes.rows, panel_sizes.taps
+    few = few_of(columns, sizes)
+    whole = columns - few
+    tall_size = group_tiles * rows * sizes.lanes if whole > 0 else 0
+    group_size = tall_size + group_tiles * sizes.start_size * few_stored(few)
+    first_tile = group * tiles_of(weight, first_taps, panel_sizes)
+    check = output.dtype.type(0)
+    for inner in range(0, weight.shape[1], sizes.block_channels):
+        stop = min(inner + sizes.block_channels, weight.shape[1])
+        own_terms = (stop - inner) * taps
+        offsets = block_offsets + inner * taps * 8
+        begins, ends = inner == 0, stop == weight.shape[1]
+        for begin in range(row_begin, row_end, group_tiles):
+            count = min(group_tiles, row_end - begin)
+            pack_tiles(
+                weight, first_taps, panel_sizes, first_tile + begin, first_tile + begin + count, inner, stop, made
             )  # fmt: skip
-            if target == 0:
-                kept = min(span, end - done)
-                store_columns(
-                    staging, sizes, phases, lay_out, column + done, kept, span * sizes.slots, sizes.slots, channel,
-                    channels, phase, output,
+            made_size = count * own_terms * rows
+            for j in range(made_size, made_size + sizes.start_size - rows):
+                made[j] = 0
+            if whole > 0 and ends:
+                check += nothing_of(made, 0, made_size)
+            own = totals[(begin - row_begin) // group_tiles * group_size :]
+            for t in range(0, count if whole > 0 else 0, sizes.tall_tiles):
+                sum_tall(
+                    begin + t, min(sizes.tall_tiles, count - t), bias, sizes, phases, panel_sizes, own_terms,
+                    address_of(made) + t * own_terms * rows * size, block_at, offsets, group, column, whole, begins,
+                    ends, address_of(own) + t * rows * sizes.lanes * size, scratch, output,
                 )  # fmt: skip
-            done += span
-        if done < end and (second == 1 or last):  # a last one by itself is computed twice
-            call_tile(
-                tiles[most], panel_at - second * panel_size, strip_at + (done - strip) * size, block_offsets, terms,
-                sizes.block, address_of(start), panel_at, address_of(staging), end - done,
-            )  # fmt: skip
-            for t in range(second + 1):
-                channel, phase, channels = place_of(row_tile - second + t, sizes, phases, group, group_rows)
-                store_columns(
-                    staging[t * start_size :], sizes, phases, lay_out, column + done, end - done, tile_phases,
-                    2 * start_size, channel, channels, phase, output,
+                if ends and not begins:  # the sums of all blocks but the last
+                    check += nothing_of(own, t * rows * sizes.lanes, (t + sizes.tall_tiles) * rows * sizes.lanes)
+            few_size = sizes.start_size * few_stored(few)
+            for t in range(0, count if few > 0 else 0, sizes.few_tiles):
+                own_few = own[tall_size + t * few_size :][: sizes.few_tiles * few_size]
+                sum_few(
+                    begin + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1], panel_sizes,
+                    own_terms, address_of(made) + t * own_terms * rows * size, block_at + whole * size, offsets, group,
+                    column + whole, few, begins, ends, own_few, scratch, output,
                 )  # fmt: skip
-
-
-@helper
-def place_of(row_tile, sizes, phases, group, group_rows):
-    """The first output channel and phase of a tile, and how many channels it has."""
-    tile_channels = sizes.rows // sizes.tile_phases
-    phase_tiles = -(-phases.size // sizes.tile_phases)
-    channel = row_tile // phase_tiles * tile_channels  # of the group
-    phase = row_tile % phase_tiles * sizes.tile_phases
-    return channel + group * group_rows, phase, min(tile_channels, group_rows - channel)
+                if ends and whole == 0:
+                    check += nothing_of(own_few, 0, own_few.size)
+    if check != 0:  # an input that is not finite, or a sum that overflows, tells the same
+        check = output.dtype.type(0)
+        for i in range(weight.shape[1]):
+            for c in range(weight.shape[2]):
+                for k in range(weight.shape[3]):
+                    check += weight[group, i, c, k] * output.dtype.type(0)
+    return check
 
 
 @helper
@@ -185,77 +186,3 @@ def direct_source(source, sizes, group, column, columns):
         return 0
     channel = group * (source.shape[1] // sizes.groups)
     return address_of(source) + item * source.strides[0] + channel * source.strides[1] + first * source.itemsize
-
-
-@helper
-def vectors_of(columns, lanes, most, few):
-    """Vectors of the next tile: full tiles, but what is left over is shared out with the last of them.
-
-    A few columns that no whole vector holds are left for the tile of few.
-    """
-    vectors = columns // lanes
-    if vectors == 0 or columns - vectors * lanes > few:
-        vectors = -(-columns // lanes)
-    if most < vectors < 2 * most:
-        return -(-vectors // 2)
-    return min(vectors, most)
-
-
-@helper
-def direct_target(sizes, phases, column, span, channel, channels, output):
-    """The address that a tile can be stored at as it is; 0 where it hangs over an edge or its samples lie apart."""
-    step_out = sizes.step_out
-    if sizes.slots != step_out or channels * sizes.tile_phases != sizes.rows:
-        return 0
-    if output.strides[2] != output.itemsize or output.strides[1] % output.itemsize != 0:
-        return 0
-    item = column // sizes.item_columns
-    position = column - item * sizes.item_columns
-    l = (sizes.q_first + position) * step_out + phases[0] - sizes.crop_out
-    if position + span > sizes.positions or l < 0 or l + span * step_out > output.shape[2]:
-        return 0
-    return address_of(output) + item * output.strides[0] + channel * output.strides[1] + l * output.itemsize
-
-
-@helper
-def store_columns(
-    staging, sizes, phases, lay_out, column, columns, channel_step, column_step, channel, channels, phase, output
-):  # fmt: skip
-    """Store what of a staged tile belongs to a sample that exists."""
-    item_columns, step = sizes.item_columns, sizes.step_out
-    own_phases = min(sizes.tile_phases, phases.size - phase)
-    last_phase = phases[phase + own_phases - 1]
-    neighbours = lay_out != 0 and own_phases == sizes.tile_phases and last_phase - phases[phase] == own_phases - 1
-    neighbours = neighbours and output.strides[2] == output.itemsize
-    item = column // item_columns
-    position = column - item * item_columns
-    j = 0
-    while j < columns:  # an item's columns after the other's; those after its positions are no samples
-        run = min(item_columns - position, columns - j)
-        end = max(min(sizes.positions - position, run), 0)
-        q = sizes.q_first + position
-        # the columns of which all phases lie in the output; at the others each is looked at
-        first = min(first_not_below(sizes.crop_out - phases[phase] - q * step, step), end)
-        stop = max(count_below(output.shape[2] + sizes.crop_out - last_phase - q * step, step, end), first)
-        if neighbours and stop > first:
-            l = (q + first) * step + phases[phase] - sizes.crop_out
-            for c in range(channels):
-                call_move(
-                    lay_out, address_of(staging) + (c * channel_step + (j + first) * column_step) * staging.itemsize,
-                    column_step, stop - first,
-                    address_of(output) + item * output.strides[0] + (channel + c) * output.strides[1]
-                    + l * output.itemsize,
-                    step,
-                )  # fmt: skip
-        else:
-            stop = first
-        for k in range(end):
-            if k < first or k >= stop:
-                for p in range(own_phases):
-                    l = (q + k) * step + phases[phase + p] - sizes.crop_out
-                    if 0 <= l < output.shape[2]:
-                        for c in range(channels):
-                            output[item, channel + c, l] = staging[c * channel_step + (j + k) * column_step + p]
-        j += run
-        item += 1
-        position = 0
