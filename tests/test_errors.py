@@ -1140,6 +1140,30 @@ def test_outs_are_taken_in_part_as_a_plain_tuple_and_interleaved():
     np.testing.assert_array_equal(gradients.bias, expected.bias)
 
 
+@pytest.mark.parametrize(
+    ("function", "call", "source", "out"),
+    [
+        (conv_transpose1d, forward_call, "input", lambda y: y),
+        (conv_transpose1d_backward, backward_call, "grad_output", lambda dx: Gradients(dx, None, None)),
+    ],
+)
+def test_the_memory_of_an_out_is_looked_at_in_every_call(function, call, source, out):
+    """What arrays are is checked once for those of the same shapes and strides; where they are, each time."""
+    operand, result = call()[source], {"input": (2, 3, 11), "grad_output": (2, 4, 5)}[source]
+    buffer = np.zeros(operand.size + np.prod(result), np.float32)
+
+    def run(first):
+        given = buffer[first : first + operand.size].reshape(operand.shape)
+        return function(**(call() | {source: given, "out": out(buffer[operand.size :].reshape(result))}))
+
+    run(0)
+    with pytest.raises(ValueError, match=f"{OVERLAP} `{source}`"):
+        run(1)
+    buffer.flags.writeable = False
+    with pytest.raises(ValueError, match="must be writeable; got a read-only array"):
+        run(0)
+
+
 def test_input_is_not_needed_for_its_own_gradient():
     call = backward_call() | {"out": None}
     expected = conv_transpose1d_backward(**call).input

