@@ -21,7 +21,7 @@ def place_of(row_tile, sizes, phases, group):
     )  # fmt: skip
 
 
-@part
+@helper
 def direct_target(sizes, phases, column, span, channel, channels, rows, output):
     """The address that a tile can be stored at as it is; 0 where it hangs over an edge or its samples lie apart."""
     step_out = sizes.step_out

@@ -94,7 +94,7 @@ def sum_row(
             done += span
 
 
-@part
+@helper
 def sum_tall(
     first, count, bias, sizes, phases, panel_sizes, terms, panels_at, block_at, block_offsets, group, column, columns,
     begins, ends, sums_at, scratch, output,
@@ -126,7 +126,7 @@ def sum_tall(
         )  # fmt: skip
 
 
-@part
+@helper
 def sum_few(
     first, count, bias, sizes, phases, few_tile, panel_sizes, terms, panels_at, block_at, block_offsets, group, column,
     columns, begins, ends, staging, scratch, output,
