@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Geometry
-from . import microkernels, target
+from . import microkernels, target, tiled
 from .layout import BLOCK, MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
 
@@ -21,6 +21,7 @@ MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
 LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
+FAR = 2  # times what a tile meets of an item, from which blocks of terms that meet none are passed over
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
 CACHE_WAYS = 8
 
@@ -100,9 +101,10 @@ def call_of(family: Family, problem: Problem) -> Call:
     made_size = made_tiles * (terms or len(own.term_rows)) * own.rows
     made_size += own.beyond + line if made_size > 0 else 0
     own_size = slab_size + totals_size + 2 * line + sums_size + staged + starts  # to begin at one, and where panels lie
+    task = tiled.share_by_blocks if sizes.block_channels > 0 else tiled.share
     sizes = sizes._replace(
         slab_size=slab_size, totals_size=totals_size, made_size=made_size, sums_size=sums_size, starts=starts,
-        own_size=own_size,
+        own_size=own_size, task=task.address(np.dtype(f"f{own.itemsize}")),
     )  # fmt: skip
     shared_size = 2 * len(own.term_rows) * 8 // own.itemsize
     worker_size = own_size + 1 + made_size
@@ -152,9 +154,12 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
             block_channels = 0
     if not packed and block_channels == 0 and blocks <= MOST_BLOCKS_REMADE:
         together = tiles_together(layout, itemsize)
+    far = layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full)
+    if far:
+        row_sums = full * layout.rows
     return Sizes._make(
-        (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, item_columns, int(in_place), row_sums,
-         together, block_channels, 0, 0, 0, 0, 0, 0, int(long))
+        (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns, int(in_place),
+         row_sums, int(far), together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 

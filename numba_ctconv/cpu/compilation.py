@@ -109,15 +109,7 @@ class Kernel:
 
     def signature(self, dtype: np.dtype[Any]) -> Any:
         """The one signature for a dtype."""
-        element = numba.from_dtype(dtype)
-        layouts = {
-            "r": lambda dimensions: types.Array(element, dimensions, "A", readonly=True, aligned=False),
-            "w": lambda dimensions: types.Array(element, dimensions, "A", aligned=False),
-            "c": lambda dimensions: types.Array(element, dimensions, "C"),
-            "n": lambda dimensions: types.Array(types.int64, dimensions, "C", readonly=True),
-            "o": lambda dimensions: types.Array(types.int64, dimensions, "C"),
-        }
-        return types.void(*(types.int64 if a == "i" else layouts[a[0]](int(a[1])) for a in self.arguments))
+        return signature_of(self.arguments, dtype)
 
     def compile(self, dtype: np.dtype[Any]) -> tuple[Any, Any]:
         """Both forms for a dtype, made together, so that a forked child has the serial one too."""
@@ -136,6 +128,52 @@ class Kernel:
         # What a dispatcher calls once it has told the types of its arguments, which takes as long as a tiny layer: here
         # they are always those of the signature.
         return compiled.compile(signature)
+
+
+def task(arguments: str) -> Callable[[Callable[..., Any]], "Task"]:
+    """Decorate what each worker of a kernel does with what it takes, as a kernel is."""
+    return lambda function: Task(function, arguments.split())
+
+
+class Task:
+    """A function that kernels call by its address, compiled once for each dtype.
+
+    What stands in a kernel is compiled into both of its forms, and thrice into the parallel one.
+    """
+
+    def __init__(self, function: Callable[..., Any], arguments: list[str]) -> None:
+        self.function = function
+        self.arguments = arguments
+        self.compiled: dict[np.dtype[Any], tuple[int, Any]] = {}  # addresses, and what owns the code
+        self.__doc__ = function.__doc__
+
+    def address(self, dtype: np.dtype[Any]) -> int:
+        """Where the code for a dtype begins; call it by intrinsics.call_task."""
+        if dtype not in self.compiled:
+            with compiling:
+                self.compiled[dtype] = self.compiled.get(dtype) or self._compile(dtype)
+        return self.compiled[dtype][0]
+
+    def _compile(self, dtype: np.dtype[Any]) -> tuple[int, Any]:
+        function, signature = self.function, signature_of(self.arguments, dtype)
+        compiled = numba.njit(nogil=True, error_model="numpy", fastmath=EXACT)(function)
+        keep_on_disk(compiled, f"{function.__module__.rpartition('.')[2]}.{function.__name__}-task")
+        compiled.compile(signature)
+        (result,) = compiled.overloads.values()
+        return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name)), compiled
+
+
+def signature_of(arguments: list[str], dtype: np.dtype[Any]) -> Any:
+    """The signature of such arguments for a dtype; nothing is returned."""
+    element = numba.from_dtype(dtype)
+    layouts = {
+        "r": lambda dimensions: types.Array(element, dimensions, "A", readonly=True, aligned=False),
+        "w": lambda dimensions: types.Array(element, dimensions, "A", aligned=False),
+        "c": lambda dimensions: types.Array(element, dimensions, "C"),
+        "n": lambda dimensions: types.Array(types.int64, dimensions, "C", readonly=True),
+        "o": lambda dimensions: types.Array(types.int64, dimensions, "C"),
+    }
+    return types.void(*(types.int64 if a == "i" else layouts[a[0]](int(a[1])) for a in arguments))
 
 
 def keep_on_disk(compiled: Any, name: str) -> None:

@@ -157,3 +157,23 @@ def call_rows(typingctx, function, values):
         return context.get_dummy_value()
 
     return types.void(types.int64, values), codegen
+
+
+@intrinsic
+def call_task(typingctx, address, values):
+    """Call what a compilation.Task compiled with a tuple of what it takes."""
+
+    def codegen(context, builder, signature, args):
+        kinds = signature.args[1].types
+        convention = context.call_conv
+        function = convention.get_function_type(types.none, kinds)
+        given = [cgutils.alloca_once_value(builder, ir.Constant(kind.pointee, None)) for kind in function.args[:2]]
+        given += convention._get_arg_packer(kinds).as_arguments(  # noqa: SLF001  # there is no public way
+            builder, cgutils.unpack_tuple(builder, args[1], len(kinds))
+        )
+        builder.call(
+            builder.inttoptr(args[0], function.as_pointer()), given
+        )  # it can't fail: an error has no code path
+        return context.get_dummy_value()
+
+    return types.void(types.int64, values), codegen

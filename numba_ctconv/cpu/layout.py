@@ -14,6 +14,7 @@ import numpy as np
 from ..geometry import Plan, families
 from . import microkernels, target
 
+LEAST_FAR_BLOCKS = 4  # of a channel's terms
 BLOCK = 32  # terms of a partial sum: torch's accuracy at 3 % of the time, where 64 has one and a half times its error
 SLAB_BYTES = 1024 * 1024  # what a block of columns takes of the second-level cache; weights stream past each block
 MOST_VECTORS = 6  # of a tile
@@ -53,9 +54,11 @@ class Sizes(NamedTuple):
     crop_out: int
     q_first: int
     positions: int  # of an item
+    source_length: int
     item_columns: int  # from an item's first position to the next one's
     in_place: int  # whether blocks inside an item are read where they are
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
+    far_reaching: int  # whether most blocks of terms meet no sample in the columns of a tile
     together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
     block_channels: int  # of whose terms panels are made at a time, and all tiles met; 0 where panels are whole
     slab_size: int  # of a worker, in elements
@@ -64,6 +67,7 @@ class Sizes(NamedTuple):
     sums_size: int  # of a tile or of a row of tiles, likewise
     starts: int  # of what a few tiles start from
     own_size: int  # of all scratch of a worker, likewise
+    task: int  # address of what a worker does
     long: int  # whether other Python threads may run meanwhile: a short call gains nothing by letting them
 
 
@@ -138,6 +142,11 @@ class Layout:
     def most_sums(self) -> int:
         """Elements of the sums of a tile in a vector and a few columns."""
         return self.rows * self.lanes + microkernels.panel_width(self.rows) * microkernels.COLUMNS[-1]
+
+    @property
+    def reaches_far(self) -> bool:
+        """Whether a block of terms may meet no sample in a tile's columns: each has neighbouring taps of a channel."""
+        return self.step_in == 1 and self.taps >= LEAST_FAR_BLOCKS * BLOCK
 
     def many_streams(self, row_channels: int) -> bool:
         """Whether rows that are read in place are too many to be read side by side.

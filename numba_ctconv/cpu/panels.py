@@ -105,7 +105,7 @@ def _families(layouts: tuple[Layout, ...] | None, row_channels: int, size: int, 
 
 def _numbers(own: Layout, row_channels: int, size: int) -> Any:
     """A PanelSizes and its lists, with the addresses of the tiles and moves."""
-    row_of_tiles = own.many_streams(row_channels)
+    row_of_tiles = own.many_streams(row_channels) or own.reaches_far
     tiles = microkernels.tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
     sizes = PanelSizes(
         own.lanes,

@@ -13,13 +13,14 @@ from .target import CACHE_LINE
 
 @helper
 def sum_tiles(
-    first, count, bias, sizes, phases, tiles, panel_sizes, terms, panels_at, block_at, block_offsets, strip_width,
+    first, count, bias, sizes, phases, tiles, panel_sizes, term_starts, panels_at, block_at, block_offsets, strip_width,
     strip_size, group, column, columns, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a few tiles, from the `first` on, in all columns of a block.
 
     A few columns that no whole vector holds are computed of all of these at once, and so is a vector that is alone.
     """
+    terms = term_starts.size
     last = (columns - 1) // strip_width * strip_width
     few = few_of(columns - last, sizes)
     whole = columns - few
@@ -34,7 +35,7 @@ def sum_tiles(
     elif whole > 0:
         for t in range(count):
             sum_row(
-                first + t, bias, sizes, phases, tiles, panel_sizes, panel_sizes.tile_row, terms,
+                first + t, bias, sizes, phases, tiles, panel_sizes, term_starts,
                 panels_at + t * terms * sizes.rows * output.itemsize, block_at, block_offsets, strip_width, strip_size,
                 group, column, whole, scratch, output,
             )  # fmt: skip
@@ -50,11 +51,11 @@ def sum_tiles(
 
 @helper
 def sum_row(
-    row_tile, bias, sizes, phases, tiles, panel_sizes, tile_row, terms, panel_at, block_at, block_offsets, strip_width,
+    row_tile, bias, sizes, phases, tiles, panel_sizes, term_starts, panel_at, block_at, block_offsets, strip_width,
     strip_size, group, column, columns, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a tile in whole vectors of columns."""
-    lanes, rows = sizes.lanes, sizes.rows
+    lanes, rows, terms = sizes.lanes, sizes.rows, term_starts.size
     size = output.itemsize
     most = tiles.size - 1  # vectors of a tile
     full = most * lanes
@@ -62,21 +63,26 @@ def sum_row(
     start_at = address_of(start)
     channel, phase, channels = place_of(row_tile, sizes, phases, group)
     start_from(start, bias, sizes, channel, channels)
-    begin = 0
-    if sizes.row_sums != 0 and strip_width >= columns:
-        whole = columns // full
-        target = direct_target(sizes, phases, column, whole * full, channel, channels, rows, output)
-        if target != 0:
-            begin = whole * full
-            for r in range(0, terms if whole > 0 else 0, sizes.block):
-                call_tile(
-                    tile_row, panel_at + r * rows * size, block_at, block_offsets + r * 8, min(sizes.block, terms - r),
-                    whole, start_at if r == 0 else 0, sums_at, target if r + sizes.block >= terms else 0,
-                    output.strides[1] // size,
-                )  # fmt: skip
+    far = sizes.far_reaching != 0
     for strip in range(0, columns, strip_width):
         strip_at = block_at + strip // strip_width * strip_size
-        done, end = max(strip, begin), min(strip + strip_width, columns)
+        done, end = strip, min(strip + strip_width, columns)
+        while sizes.row_sums != 0 and (far or strip_width >= columns) and end - done >= full:
+            tiles_of_row = 1 if far else (end - done) // full
+            span = tiles_of_row * full
+            target = direct_target(sizes, phases, column + done, span, channel, channels, rows, output)
+            if target == 0:
+                break
+            for r in range(0, terms, sizes.block):
+                stop = min(r + sizes.block, terms)
+                if far and r > 0 and stop < terms and not meets(term_starts, r, stop, sizes, column + done, span):
+                    continue  # the sum of products with zero is +0, which changes no other sum
+                call_tile(
+                    panel_sizes.tile_row, panel_at + r * rows * size, strip_at + (done - strip) * size,
+                    block_offsets + r * 8, stop - r, tiles_of_row, start_at if r == 0 else 0, sums_at,
+                    target if stop == terms else 0, output.strides[1] // size,
+                )  # fmt: skip
+            done += span
         while done < end:
             vectors = vectors_of(end - done, lanes, most)
             span = vectors * lanes
@@ -92,6 +98,16 @@ def sum_row(
                     sizes.slots, channel, channels, phase, output,
                 )  # fmt: skip
             done += span
+
+
+@helper
+def meets(term_starts, begin, end, sizes, column, span):
+    """Whether any of these terms meets a sample that exists in so many columns of an item."""
+    low = high = term_starts[begin]
+    for r in range(begin, end):
+        low, high = min(low, term_starts[r]), max(high, term_starts[r])
+    first = sizes.q_first + column % sizes.item_columns - sizes.lead - sizes.crop_in  # sample at a start of 0
+    return first + span - 1 + high >= 0 and first + low < sizes.source_length
 
 
 @helper

@@ -17,10 +17,12 @@ Called by the engine with its scratch memory; nothing here allocates or checks. 
 depends on the layer alone.
 """
 
+from typing import NamedTuple
+
 from numba import prange
 
-from .compilation import helper, kernel
-from .intrinsics import address_of, borrowed, integers, release_gil, store_integer, take_gil
+from .compilation import helper, kernel, task
+from .intrinsics import address_of, borrowed, call_task, integers, release_gil, store_integer, take_gil
 from .layout import PanelSizes, Sizes
 from .packing import lists_of, pack_slab, pack_tiles, panel_sizes_in, tiles_of
 from .rows import nothing_of, to_line
@@ -41,77 +43,146 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     worker; and where some tiles are packed `together`, their panels, in place of `panels`. In the end its first element
     is NaN where a weight was packed that is not finite, else 0.
     """
-    source, bias, panels, weight = borrowed(source), borrowed(bias), borrowed(panels), borrowed(weight)
-    scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
     sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
-    tiles, term_rows, term_starts, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
+    term_rows, term_starts = lists_of(panel_numbers, panel_sizes)[1:3]
     gil = release_gil(sizes.long)
-    groups, size = sizes.groups, panels.itemsize
-    row_tiles = tiles_of(weight, first_taps, panel_sizes)
-    column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
-    blocks = -(-column_end // sizes.width)
-    group_tiles = max(sizes.few_tiles, sizes.tall_tiles)
-    short = column_end <= sizes.lanes + sizes.few_columns
-    parts = 1 if workers == 1 else -(-TASKS_EACH * workers // (groups * blocks))  # of the rows
-    unit = group_tiles if short or parts * group_tiles < row_tiles + group_tiles else 1  # of tiles that are shared out
-    units = -(-row_tiles // unit)
-    parts = max(1, min(parts, units))
-    tasks = groups * blocks * parts
-    terms = term_rows.size
-    panel_size = terms * sizes.rows
-    strip_size = source.shape[1] // groups * planes.size * sizes.pitch * size
+    size, terms = scratch.itemsize, term_rows.size
     offsets_at = address_of(scratch)
     for r in range(terms):
         store_integer(offsets_at + r * 8, term_rows[r] * sizes.pitch + term_starts[r])
     row_step = source.strides[1] // size
     for r in range(terms if sizes.in_place != 0 else 0):
         store_integer(offsets_at + (terms + r) * 8, term_rows[r] * row_step + term_starts[r] - sizes.lead)
-    room = scratch[2 * terms * 8 // size :]
-    infinite = room[workers * sizes.own_size :]
     for worker in prange(workers):
-        packed = -1
-        slab = room[worker * sizes.own_size :][: sizes.slab_size]
-        own = room[worker * sizes.own_size :][sizes.slab_size : sizes.own_size]
-        totals, own = own[: sizes.totals_size], own[sizes.totals_size :]
-        made = infinite[workers + worker * sizes.made_size :][: sizes.made_size]
-        made = made[to_line(made) if sizes.made_size > 0 else 0 :]
-        own = own[to_line(own) :]  # else every vector of sums would lie in two lines
-        check = scratch.dtype.type(0)
-        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
-            group, column = task // parts // blocks, task // parts % blocks * sizes.width
-            columns = min(sizes.width, column_end - column)
-            block_at, block_offsets, strip_width = address_of(slab), offsets_at, sizes.strip
-            source_at = direct_source(source, sizes, group, column, columns)
-            if source_at != 0:
-                block_at, block_offsets, strip_width = source_at, offsets_at + terms * 8, columns
-            elif task // parts != packed:
-                pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab)
-                packed = task // parts
-            row_begin = task % parts * units // parts * unit
-            row_end = min((task % parts + 1) * units // parts * unit, row_tiles)
-            if sizes.block_channels > 0:
-                check += sum_blocks(
-                    row_begin, row_end, group_tiles, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight,
-                    block_at, block_offsets, group, column, columns, made, totals, own, output,
-                )  # fmt: skip
-                continue
-            together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
-            for begin in range(row_begin, row_end, together):
-                end, first = min(begin + together, row_end), group * row_tiles + begin
-                panels_at = address_of(panels) + first * panel_size * size
-                if sizes.together > 0:
-                    pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, 0, weight.shape[1], made)
-                    check += nothing_of(made, 0, (end - begin) * panel_size)
-                    panels_at = address_of(made)
-                for row_tile in range(begin, end, group_tiles):
-                    sum_tiles(
-                        row_tile, min(group_tiles, end - row_tile), bias, sizes, phases, tiles, panel_sizes, terms,
-                        panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets, strip_width,
-                        strip_size, group, column, columns, own, output,
-                    )  # fmt: skip
-        infinite[worker] = check
-    scratch[0] = nothing_of(infinite, 0, workers)
+        call_task(
+            sizes.task, (source, bias, panels, panel_numbers, numbers, workers, worker, weight, scratch, output)
+        )  # fmt: skip
+    begin = 2 * terms * 8 // size + workers * sizes.own_size
+    scratch[0] = nothing_of(scratch, begin, begin + workers)
     take_gil(gil)
+
+
+@task("r3 r1 c1 n1 n1 i i r4 c1 w3")
+def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight, scratch, output):
+    """What one worker does, whose panels are there, or are made of so many tiles `together`."""
+    source, bias, panels, weight = borrowed(source), borrowed(bias), borrowed(panels), borrowed(weight)
+    scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
+    sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
+    tiles, term_rows, term_starts, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
+    size, terms = panels.itemsize, term_rows.size
+    row_tiles = tiles_of(weight, first_taps, panel_sizes)
+    cut = cut_of(source, sizes, row_tiles, workers)
+    panel_size = terms * sizes.rows
+    strip_size = source.shape[1] // sizes.groups * planes.size * sizes.pitch * size
+    slab, _, own, made = scratch_of(scratch, sizes, terms, workers, worker)
+    check = scratch.dtype.type(0)
+    packed = -1
+    for piece in range(worker * cut.pieces // workers, (worker + 1) * cut.pieces // workers):
+        group, column, columns, row_begin, row_end = piece_of(piece, cut, sizes, row_tiles)
+        block_at, block_offsets, strip_width = address_of(slab), address_of(scratch), sizes.strip
+        source_at = direct_source(source, sizes, group, column, columns)
+        if source_at != 0:
+            block_at, block_offsets, strip_width = source_at, block_offsets + terms * 8, columns
+        elif piece // cut.parts != packed:
+            pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab)
+            packed = piece // cut.parts
+        together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
+        for begin in range(row_begin, row_end, together):
+            end, first = min(begin + together, row_end), group * row_tiles + begin
+            panels_at = address_of(panels) + first * panel_size * size
+            if sizes.together > 0:
+                pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, 0, weight.shape[1], made)
+                check += nothing_of(made, 0, (end - begin) * panel_size)
+                panels_at = address_of(made)
+            for row_tile in range(begin, end, cut.group_tiles):
+                sum_tiles(
+                    row_tile, min(cut.group_tiles, end - row_tile), bias, sizes, phases, tiles, panel_sizes,
+                    term_starts, panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets,
+                    strip_width, strip_size, group, column, columns, own, output,
+                )  # fmt: skip
+    keep_check(check, scratch, sizes, terms, workers, worker)
+
+
+@task("r3 r1 c1 n1 n1 i i r4 c1 w3")
+def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worker, weight, scratch, output):
+    """What one worker does, who makes panels of blocks of terms."""
+    source, bias, weight = borrowed(source), borrowed(bias), borrowed(weight)
+    scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
+    sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
+    tiles, term_rows, _, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
+    terms = term_rows.size
+    row_tiles = tiles_of(weight, first_taps, panel_sizes)
+    cut = cut_of(source, sizes, row_tiles, workers)
+    slab, totals, own, made = scratch_of(scratch, sizes, terms, workers, worker)
+    check = scratch.dtype.type(0)
+    packed = -1
+    for piece in range(worker * cut.pieces // workers, (worker + 1) * cut.pieces // workers):
+        group, column, columns, row_begin, row_end = piece_of(piece, cut, sizes, row_tiles)
+        block_at, block_offsets = address_of(slab), address_of(scratch)
+        source_at = direct_source(source, sizes, group, column, columns)
+        if source_at != 0:
+            block_at, block_offsets = source_at, block_offsets + terms * 8
+        elif piece // cut.parts != packed:
+            pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab)
+            packed = piece // cut.parts
+        check += sum_blocks(
+            row_begin, row_end, cut.group_tiles, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight,
+            block_at, block_offsets, group, column, columns, made, totals, own, output,
+        )  # fmt: skip
+    keep_check(check, scratch, sizes, terms, workers, worker)
+
+
+class Cut(NamedTuple):
+    """How a call is cut into pieces that workers share out."""
+
+    column_end: int
+    blocks: int  # of columns
+    group_tiles: int  # that are computed at once of few columns
+    unit: int  # of tiles that are shared out
+    units: int
+    parts: int  # of the rows
+    pieces: int
+
+
+@helper
+def cut_of(source, sizes, row_tiles, workers):
+    """How so many workers cut a call whose groups have so many tiles."""
+    column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
+    blocks = -(-column_end // sizes.width)
+    group_tiles = max(sizes.few_tiles, sizes.tall_tiles)
+    short = column_end <= sizes.lanes + sizes.few_columns
+    parts = 1 if workers == 1 else -(-TASKS_EACH * workers // (sizes.groups * blocks))
+    unit = group_tiles if short or parts * group_tiles < row_tiles + group_tiles else 1
+    units = -(-row_tiles // unit)
+    parts = max(1, min(parts, units))
+    return Cut(column_end, blocks, group_tiles, unit, units, parts, sizes.groups * blocks * parts)
+
+
+@helper
+def piece_of(piece, cut, sizes, row_tiles):
+    """The group, the columns and the tiles of a piece."""
+    group, column = piece // cut.parts // cut.blocks, piece // cut.parts % cut.blocks * sizes.width
+    row_begin = piece % cut.parts * cut.units // cut.parts * cut.unit
+    row_end = min((piece % cut.parts + 1) * cut.units // cut.parts * cut.unit, row_tiles)
+    return group, column, min(sizes.width, cut.column_end - column), row_begin, row_end
+
+
+@helper
+def scratch_of(scratch, sizes, terms, workers, worker):
+    """A worker's slab, sums of all tiles of a part, other memory of its own, and panels that it makes."""
+    room = scratch[2 * terms * 8 // scratch.itemsize :]
+    slab = room[worker * sizes.own_size :][: sizes.slab_size]
+    own = room[worker * sizes.own_size :][sizes.slab_size : sizes.own_size]
+    totals, own = own[: sizes.totals_size], own[sizes.totals_size :]
+    made = room[workers * (sizes.own_size + 1) + worker * sizes.made_size :][: sizes.made_size]
+    made = made[to_line(made) if sizes.made_size > 0 else 0 :]
+    return slab, totals, own[to_line(own) :], made  # else every vector of sums would lie in two lines
+
+
+@helper
+def keep_check(check, scratch, sizes, terms, workers, worker):
+    """Leave what tells of weights that are not finite where `product` looks."""
+    scratch[2 * terms * 8 // scratch.itemsize + workers * sizes.own_size + worker] = check
 
 
 @helper
