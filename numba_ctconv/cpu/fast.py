@@ -184,7 +184,7 @@ def _weight_product(
     sums = np.empty((workers, call.sums_size), input.dtype)
     infinite = np.zeros(workers, input.dtype)
     tiled_weight.product(
-        grad_output, input, own.planes, own.shifts, own.taps, call.tiles, call.numbers, workers, int(long), offsets,
-        scratch, sums, infinite, grad_weight, grad_bias,
+        grad_output, input, own.planes, own.shifts, own.taps, call.tiles, call.numbers, workers, int(long),
+        tiled_weight.share.address(input.dtype), offsets, scratch, sums, infinite, grad_weight, grad_bias,
     )  # fmt: skip
     return not np.count_nonzero(infinite)

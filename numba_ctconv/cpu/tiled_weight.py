@@ -15,8 +15,8 @@ the length alone, so threads change no bit.
 
 from numba import prange
 
-from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_rows, call_tile, integers, release_gil, take_gil
+from .compilation import helper, kernel, task
+from .intrinsics import address_of, call_move, call_rows, call_task, call_tile, integers, release_gil, take_gil
 from .rows import add_samples, count_below, first_not_below, nothing_of, to_line
 from .target import LONGEST_STRETCH
 from .weight_layout import WeightSizes
@@ -24,9 +24,9 @@ from .weight_layout import WeightSizes
 sizes_in = integers(len(WeightSizes._fields))
 
 
-@kernel("r3 r3 n1 n1 n1 n2 n1 i i o2 c2 c2 c1 w3 w1", nogil=False)
+@kernel("r3 r3 n1 n1 n1 n2 n1 i i i o2 c2 c2 c1 w3 w1", nogil=False)
 def product(
-    grad_output, input, planes, shifts, taps, tiles, numbers, workers, long, offsets, scratch, sums, infinite,
+    grad_output, input, planes, shifts, taps, tiles, numbers, workers, long, task_at, offsets, scratch, sums, infinite,
     grad_weight, grad_bias,
 ):  # fmt: skip
     """Workers share (group, block of strips, part of the rows) out evenly; other Python threads run in a `long` call.
@@ -37,8 +37,23 @@ def product(
     `infinite` gets a NaN where a sum is not finite, which an input may have done to it that meets no sample. The bias
     has a gradient where `grad_bias` has elements: a row is added up when it is first met.
     """
-    sizes = WeightSizes(*sizes_in(numbers))
     gil = release_gil(long)
+    for worker in prange(workers):
+        call_task(
+            task_at,
+            (grad_output, input, planes, shifts, taps, tiles, numbers, workers, worker, offsets, scratch, sums,
+             infinite, grad_weight, grad_bias),
+        )  # fmt: skip
+    take_gil(gil)
+
+
+@task("r3 r3 n1 n1 n1 n2 n1 i i o2 c2 c2 c1 w3 w1")
+def share(
+    grad_output, input, planes, shifts, taps, tiles, numbers, workers, worker, offsets, scratch, sums, infinite,
+    grad_weight, grad_bias,
+):  # fmt: skip
+    """What one worker does."""
+    sizes = WeightSizes(*sizes_in(numbers))
     rows, strip, groups, parts, pitch = sizes.rows, sizes.strip, sizes.groups, sizes.parts, sizes.pitch
     batch, in_channels, length = input.shape
     group_channels = grad_weight.shape[1]
@@ -51,75 +66,73 @@ def product(
     size = scratch.itemsize
     strip_size = sizes.slab_rows * pitch
     row_tiles = -(-group_rows // rows)
-    tasks = groups * blocks * parts
-    for worker in prange(workers):
-        skipped = to_line(scratch[worker])  # every vector of a slab and of sums lies in one cache line
-        own_scratch = scratch[worker, skipped:]
-        slab, panel = own_scratch[: sizes.panel_at], own_scratch[sizes.panel_at : sizes.tile_at]
-        tile_sums = address_of(own_scratch) + sizes.tile_at * size
-        nothing = address_of(own_scratch) + sizes.start_at * size  # what a tile starts from
-        own_scratch[sizes.start_at : sizes.bias_at] = 0
-        if strip * planes.size < pitch or group_channels % strip > 0:
-            slab[:] = 0  # the columns that no channel fills: their sums are dropped, but subnormal ones would take long
-        total = sums[worker, to_line(sums[worker]) :]
-        check = infinite.dtype.type(0)
-        for task in range(worker * tasks // workers, (worker + 1) * tasks // workers):
-            group, block, part = task // parts // blocks, task // parts % blocks, task % parts
-            first_channel = block * sizes.strips * strip
-            channels = min(sizes.strips * strip, group_channels - first_channel)
-            tile_begin, tile_end = part * row_tiles // parts, (part + 1) * row_tiles // parts
-            adds_up = grad_bias.size > 0 and part == 0
-            if adds_up:
-                own_scratch[sizes.bias_at : sizes.totals_at] = 0
-            for begin in range(tile_begin, tile_end, sizes.waiting):
-                end = min(begin + sizes.waiting, tile_end)
-                for term in range(0, terms, sizes.stretch):
-                    term_end = min(term + sizes.stretch, terms)
-                    if begin == tile_begin or terms > sizes.stretch:  # else they are still there
-                        first_row = term // length * item_rows + term % length
-                        if adds_up and begin == tile_begin:
-                            for item in range(-(-term // length), -(-term_end // length)):
-                                add_samples(
-                                    grad_output, item, group * group_channels + first_channel, channels,
-                                    sizes.add_rows, sizes.lanes, scratch, worker, skipped + sizes.bias_at,
-                                    skipped + sizes.row_at, LONGEST_STRETCH,
-                                )  # fmt: skip
-                        pack_planes(
-                            grad_output, planes, sizes, group, first_channel, channels, term, term_end, item_rows,
-                            length, slab,
-                        )  # fmt: skip
-                        for r in range(term, term_end):
-                            offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * pitch
-                    for row_tile in range(begin, end):
-                        row = row_tile * rows
-                        pack_inputs(
-                            input, group * group_rows + row, min(rows, group_rows - row), sizes, term, term_end, panel
-                        )  # fmt: skip
-                        for c in range(0, channels, sizes.together):
-                            own = min(sizes.together, channels - c)
-                            add_stretch(
-                                address_of(panel), address_of(slab) + c // strip * strip_size * size,
-                                address_of(offsets) + worker * offsets.strides[0], term_end - term, shifts, planes.size,
-                                sizes, own, strip_size * size, tiles[0 if term == 0 else 1], nothing, tile_sums,
-                                row_size, address_of(total) + (row_tile - begin) * rows * row_size * size, size,
+    pieces = groups * blocks * parts
+    skipped = to_line(scratch[worker])  # every vector of a slab and of sums lies in one cache line
+    own_scratch = scratch[worker, skipped:]
+    slab, panel = own_scratch[: sizes.panel_at], own_scratch[sizes.panel_at : sizes.tile_at]
+    tile_sums = address_of(own_scratch) + sizes.tile_at * size
+    nothing = address_of(own_scratch) + sizes.start_at * size  # what a tile starts from
+    own_scratch[sizes.start_at : sizes.bias_at] = 0
+    if strip * planes.size < pitch or group_channels % strip > 0:
+        slab[:] = 0  # the columns that no channel fills: their sums are dropped, but subnormal ones would take long
+    total = sums[worker, to_line(sums[worker]) :]
+    check = infinite.dtype.type(0)
+    for piece in range(worker * pieces // workers, (worker + 1) * pieces // workers):
+        group, block, part = piece // parts // blocks, piece // parts % blocks, piece % parts
+        first_channel = block * sizes.strips * strip
+        channels = min(sizes.strips * strip, group_channels - first_channel)
+        tile_begin, tile_end = part * row_tiles // parts, (part + 1) * row_tiles // parts
+        adds_up = grad_bias.size > 0 and part == 0
+        if adds_up:
+            own_scratch[sizes.bias_at : sizes.totals_at] = 0
+        for begin in range(tile_begin, tile_end, sizes.waiting):
+            end = min(begin + sizes.waiting, tile_end)
+            for term in range(0, terms, sizes.stretch):
+                term_end = min(term + sizes.stretch, terms)
+                if begin == tile_begin or terms > sizes.stretch:  # else they are still there
+                    first_row = term // length * item_rows + term % length
+                    if adds_up and begin == tile_begin:
+                        for item in range(-(-term // length), -(-term_end // length)):
+                            add_samples(
+                                grad_output, item, group * group_channels + first_channel, channels,
+                                sizes.add_rows, sizes.lanes, scratch, worker, skipped + sizes.bias_at,
+                                skipped + sizes.row_at, LONGEST_STRETCH,
                             )  # fmt: skip
-                            if terms <= sizes.stretch:
-                                check += store_rows(
-                                    total, row_size, taps, planes.size, sizes, first_channel + c, own, group, row,
-                                    min(row + rows, group_rows), group_rows, grad_weight,
-                                )  # fmt: skip
-                if terms > sizes.stretch:
-                    check += store_rows(
-                        total, row_size, taps, planes.size, sizes, first_channel, channels, group, begin * rows,
-                        min(end * rows, group_rows), group_rows, grad_weight,
+                    pack_planes(
+                        grad_output, planes, sizes, group, first_channel, channels, term, term_end, item_rows,
+                        length, slab,
                     )  # fmt: skip
-            if adds_up:
-                at = address_of(own_scratch)
-                call_rows(sizes.add_lanes, (at + sizes.bias_at * size, channels, at + sizes.totals_at * size))
-                for c in range(channels):
-                    grad_bias[group * group_channels + first_channel + c] = own_scratch[sizes.totals_at + c]
-        infinite[worker] = check
-    take_gil(gil)
+                    for r in range(term, term_end):
+                        offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * pitch
+                for row_tile in range(begin, end):
+                    row = row_tile * rows
+                    pack_inputs(
+                        input, group * group_rows + row, min(rows, group_rows - row), sizes, term, term_end, panel
+                    )  # fmt: skip
+                    for c in range(0, channels, sizes.together):
+                        own = min(sizes.together, channels - c)
+                        add_stretch(
+                            address_of(panel), address_of(slab) + c // strip * strip_size * size,
+                            address_of(offsets) + worker * offsets.strides[0], term_end - term, shifts, planes.size,
+                            sizes, own, strip_size * size, tiles[0 if term == 0 else 1], nothing, tile_sums,
+                            row_size, address_of(total) + (row_tile - begin) * rows * row_size * size, size,
+                        )  # fmt: skip
+                        if terms <= sizes.stretch:
+                            check += store_rows(
+                                total, row_size, taps, planes.size, sizes, first_channel + c, own, group, row,
+                                min(row + rows, group_rows), group_rows, grad_weight,
+                            )  # fmt: skip
+            if terms > sizes.stretch:
+                check += store_rows(
+                    total, row_size, taps, planes.size, sizes, first_channel, channels, group, begin * rows,
+                    min(end * rows, group_rows), group_rows, grad_weight,
+                )  # fmt: skip
+        if adds_up:
+            at = address_of(own_scratch)
+            call_rows(sizes.add_lanes, (at + sizes.bias_at * size, channels, at + sizes.totals_at * size))
+            for c in range(channels):
+                grad_bias[group * group_channels + first_channel + c] = own_scratch[sizes.totals_at + c]
+    infinite[worker] = check
 
 
 @helper
