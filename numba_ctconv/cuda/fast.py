@@ -9,7 +9,19 @@ import functools
 from typing import Any, NamedTuple
 
 from ..geometry import Geometry, families
-from . import arrays, captures, depthwise, fill, packing, producers, product, row_cuts, tiles, weight_product
+from . import (
+    arrays,
+    captures,
+    depthwise,
+    depthwise_weight,
+    fill,
+    packing,
+    producers,
+    product,
+    row_cuts,
+    tiles,
+    weight_product,
+)
 from .arithmetic import FLOAT32, Arithmetic
 from .arrays import Queue
 from .launch import Configuration, thread_each
@@ -80,25 +92,37 @@ def grad_weight(
     grad_output: Any, input: Any, geometry: Geometry, groups: int, arithmetic: Arithmetic, queue: Queue,
     grad_weight: Any,
 ) -> None:  # fmt: skip
-    """The weight gradient, one product, in parts that are added up where one would not fill the GPU."""
-    shape = grad_weight.shape
-    tile = tiles.weight_tile(shape, groups, arithmetic)
-    sizes = tiles.weight_sizes(
-        geometry.plan, tile, shape, groups, input.shape[0], input.shape[2], geometry.crops.left, arithmetic
-    )
-    parts = tiles.parts_of(sizes)
-    if parts == 1:
-        target = arrays.batched(grad_weight)
+    """The weight gradient, in parts that are added up where one would not fill the GPU."""
+    shape, plan, crop = grad_weight.shape, geometry.plan, geometry.crops.left
+    if shape[0] == groups and row_cuts.weight_fits(plan) and input.size and grad_output.size:
+        arithmetic = _full(arithmetic)
+        batch, channels, out_length = grad_output.shape
+        cut = row_cuts.weight_cut(plan, crop, channels, batch, out_length, arithmetic.word_bytes)
+        configuration = Configuration(row_cuts.weight_blocks(cut, channels), row_cuts.WEIGHT_THREADS)
+        target = _parts(cut.parts, arithmetic, arithmetic.terms == 1, queue, grad_weight)
+        table = _table(row_cuts.phase_table(plan), queue.device)
+        run = depthwise_weight.grad_weight(arithmetic)
+        arrays.start(run, configuration, queue, grad_output, input, table, cut, target)
     else:
-        memory = producers.workspace(parts * grad_weight.size, arithmetic.word, grad_weight, queue)
-        target = arrays.reshaped(memory, (parts, *shape))
-    blocks = parts * groups * sizes.row_tiles * sizes.column_tiles
-    run = weight_product.weight_product(tile, arithmetic)
-    arrays.start(run, Configuration(blocks, tile.threads), queue, grad_output, input, sizes, target)
-    if parts > 1:
+        tile = tiles.weight_tile(shape, groups, arithmetic)
+        sizes = tiles.weight_sizes(plan, tile, shape, groups, input.shape[0], input.shape[2], crop, arithmetic)
+        parts = tiles.parts_of(sizes)
+        target = _parts(parts, arithmetic, True, queue, grad_weight)
+        blocks = parts * groups * sizes.row_tiles * sizes.column_tiles
+        run = weight_product.weight_product(tile, arithmetic)
+        arrays.start(run, Configuration(blocks, tile.threads), queue, grad_output, input, sizes, target)
+    if target.owner is not grad_weight:
         threads = weight_product.SUM_THREADS
         adding = Configuration(-(-grad_weight.size // threads), threads)
         arrays.start(weight_product.add_parts, adding, queue, target, grad_weight)
+
+
+def _parts(parts: int, arithmetic: Arithmetic, direct: bool, queue: Queue, grad_weight: Any) -> Any:
+    """Where the parts of the weight gradient are summed: if there is one, in it where that may be, else apart."""
+    if parts == 1 and direct:
+        return arrays.batched(grad_weight)
+    memory = producers.workspace(parts * grad_weight.size, arithmetic.word, grad_weight, queue)
+    return arrays.reshaped(memory, (parts, *grad_weight.shape))
 
 
 def _is_depthwise(weight: Any, groups: int) -> bool:
