@@ -8,8 +8,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-from . import arrays
-from .arrays import SIMULATED, Queue
+from . import queues
+from .queues import SIMULATED, Queue
 
 if not SIMULATED:
     from cuda.bindings import driver
@@ -21,7 +21,7 @@ def capturing(queue: Queue) -> bool:
     """Whether what is queued goes into a graph."""
     if SIMULATED or queue.stream in LEGACY_STREAMS:
         return False
-    with arrays.on_device(queue):
+    with queues.on_device(queue):
         status = _result(driver.cuStreamIsCapturing(queue.stream))
     return bool(status != driver.CUstreamCaptureStatus.CU_STREAM_CAPTURE_STATUS_NONE)
 
@@ -31,13 +31,13 @@ def order(event: Any, queue: Queue) -> bool:
 
     The host waits for nothing but an event that was not reached by the time of a capture, which could not wait for it.
     """
-    with arrays.on_device(queue), _allowed():
+    with queues.on_device(queue), _allowed():
         if event.query():
             return True
         if capturing(queue):
             event.synchronize()
             return True
-    arrays.after(event, queue)
+    queues.after(event, queue)
     return False
 
 
@@ -57,5 +57,5 @@ def _result(answer: tuple[Any, ...]) -> Any:
     """What a function of the driver's returns beside its status."""
     status, result = answer
     if status != driver.CUresult.CUDA_SUCCESS:
-        raise arrays.DriverError(int(status), driver.CUresult(status).name)
+        raise queues.DriverError(int(status), driver.CUresult(status).name)
     return result

@@ -15,16 +15,18 @@ from . import (
     depthwise,
     depthwise_weight,
     fill,
+    launches,
     packing,
     producers,
     product,
+    queues,
     row_cuts,
     tiles,
     weight_product,
 )
 from .arithmetic import FLOAT32, Arithmetic
-from .arrays import Queue
 from .launch import Configuration, thread_each
+from .queues import Queue
 from .tile import tiles_of
 from .tiles import Layer
 
@@ -52,10 +54,10 @@ def forward(
         cut = row_cuts.forward_cut(plan, crop, lines, output.shape[2])
         configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
         operands = (input, weight, bias, _table(row_cuts.phase_table(plan), queue.device), cut)
-        arrays.start(depthwise.forward(_full(arithmetic)), configuration, queue, *operands, output)
+        launches.start(depthwise.forward(_full(arithmetic)), configuration, queue, *operands, output)
         return
     if any(family.taps == 0 for family in families(plan)):  # phases that hold the bias alone
-        arrays.start(fill.fill, thread_each(output.size), queue, bias, output)
+        launches.start(fill.fill, thread_each(output.size), queue, bias, output)
     for family in families(plan):
         if family.taps == 0:
             continue
@@ -80,7 +82,7 @@ def grad_input(
         cut = row_cuts.grad_input_cut(plan, geometry.crops.left, grad_input.shape[2])
         configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
         run = depthwise.grad_input(_full(arithmetic))
-        arrays.start(run, configuration, queue, grad_output, weight, cut, grad_input)
+        launches.start(run, configuration, queue, grad_output, weight, cut, grad_input)
         return
     layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
     packed = _packed(kept, ("grad_input", plan, groups), weight, layer, (0, 0), 1, True, queue)
@@ -102,7 +104,7 @@ def grad_weight(
         target = _parts(cut.parts, arithmetic, arithmetic.terms == 1, queue, grad_weight)
         table = _table(row_cuts.phase_table(plan), queue.device)
         run = depthwise_weight.grad_weight(arithmetic)
-        arrays.start(run, configuration, queue, grad_output, input, table, cut, target)
+        launches.start(run, configuration, queue, grad_output, input, table, cut, target)
     else:
         tile = tiles.weight_tile(shape, groups, arithmetic)
         sizes = tiles.weight_sizes(plan, tile, shape, groups, input.shape[0], input.shape[2], crop, arithmetic)
@@ -110,11 +112,11 @@ def grad_weight(
         target = _parts(parts, arithmetic, True, queue, grad_weight)
         blocks = parts * groups * sizes.row_tiles * sizes.column_tiles
         run = weight_product.weight_product(tile, arithmetic)
-        arrays.start(run, Configuration(blocks, tile.threads), queue, grad_output, input, sizes, target)
+        launches.start(run, Configuration(blocks, tile.threads), queue, grad_output, input, sizes, target)
     if target.owner is not grad_weight:
         threads = weight_product.SUM_THREADS
         adding = Configuration(-(-grad_weight.size // threads), threads)
-        arrays.start(weight_product.add_parts, adding, queue, target, grad_weight)
+        launches.start(weight_product.add_parts, adding, queue, target, grad_weight)
 
 
 def _parts(parts: int, arithmetic: Arithmetic, direct: bool, queue: Queue, grad_weight: Any) -> Any:
@@ -152,12 +154,12 @@ def _packed(
     panels = producers.workspace(layer.packed, layer.arithmetic.word, weight, queue)
     view, phases = arrays.reshaped(panels, (layer.packed,)), _table(table, queue.device)
     configuration = Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS)
-    arrays.start(
+    launches.start(
         packing.pack(layer.arithmetic), configuration, queue, weight, phases, int(by_input), layer.tile_rows,
         layer.row_tiles, layer.channels * layer.phases, layer.phases, layer.term_channels, layer.taps, layer.stages,
         layer.stage_words, layer.panel_words, tap_step, view,
     )  # fmt: skip
-    own = Packed(view, phases, None if kept is None else arrays.mark(queue))
+    own = Packed(view, phases, None if kept is None else queues.mark(queue))
     if kept is not None:
         kept[key] = own
     return own
@@ -178,6 +180,6 @@ def _product(
     sizes = tiles.sizes_of(layer, tile, batch, *place)
     arguments = (source, packed.panels, packed.table, bias, sizes, target)
     for other in tiles_of(arithmetic)[layer.tile_rows]:  # no later length is to wait for a compiler
-        arrays.compile_for(product.product(other, arithmetic), arguments, queue)
+        launches.compile_for(product.product(other, arithmetic), arguments, queue)
     configuration = Configuration(tiles.blocks_of(sizes, tile, batch), tile.threads)
-    arrays.start(product.product(tile, arithmetic), configuration, queue, *arguments)
+    launches.start(product.product(tile, arithmetic), configuration, queue, *arguments)

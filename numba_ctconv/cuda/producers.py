@@ -11,8 +11,9 @@ import numpy as np
 
 from .. import checks
 from ..checks import BFLOAT16
-from . import arrays, dlpack
-from .arrays import Memory, Queue
+from . import arrays, dlpack, queues
+from .arrays import Memory
+from .queues import Queue
 
 
 class Producer(Protocol):
@@ -197,13 +198,13 @@ def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
     devices = (device(value) for value, _ in given)
     place = next((number for number in devices if number is not None), None)
     queue = Queue(
-        arrays.current_device() if place is None else place,
+        queues.current_device() if place is None else place,
         (streams[0] or 0) if stream is None else _pointer(stream),
     )
-    if not arrays.belongs(queue):
+    if not queues.belongs(queue):
         checks.foreign_stream(queue.device)
     for pointer in {pointer for pointer in streams if pointer is not None} - {queue.stream}:
-        arrays.wait(queue, pointer)
+        queues.wait(queue, pointer)
     for (value, producer), other in zip(given, streams, strict=True):
         producer.order(value, queue)
         if other not in (None, queue.stream):
@@ -213,7 +214,7 @@ def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
 
 def _pointer(stream: Any) -> int:
     """The pointer of whatever a library calls a stream."""
-    if arrays.is_simulated_stream(stream):
+    if queues.is_simulated_stream(stream):
         return 0
     if hasattr(stream, "__cuda_stream__"):
         _, stream = stream.__cuda_stream__()

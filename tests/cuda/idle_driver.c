@@ -134,7 +134,11 @@ int cuFuncGetAttribute(int *value, int attribute, handle function) { *value = 32
 int cuLibraryGetGlobal(pointer *memory, size_t *size, handle library, const char *name) { return NOT_FOUND; }
 int cuLaunchKernelEx(void *configuration, handle function, void **arguments, void **extra) {
     idle_launches++;
-    return SUCCESS;
+    return depth ? SUCCESS : INVALID_CONTEXT;
+}
+int cuLaunchKernel(handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, handle stream, void **arguments, void **extra) {
+    return cuLaunchKernelEx(NULL, function, arguments, extra);
 }
 
 /* the rest, which succeeds and tells nothing */

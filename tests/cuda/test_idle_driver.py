@@ -83,7 +83,7 @@ CAPTURED = """
 from cuda.bindings import driver as bindings
 from numba import cuda
 import numba_ctconv as nc
-from numba_ctconv.cuda import arithmetic, arrays, packing
+from numba_ctconv.cuda import arithmetic, launches, packing
 modes = bindings.CUstreamCaptureMode
 memory = device.DeviceArrays(FORMATS["float32"])
 problem = Problem("kept", 2, 6, 4, 9, 10, stride=5)
@@ -93,8 +93,8 @@ layer = nc.ConvTranspose1d.from_state_dict(
 )
 x, out = memory.put(x), memory.empty(dy.shape, None)
 stream, other = cuda.stream(), cuda.stream()
-pack, packed, start = packing.pack(arithmetic.FLOAT32), [], arrays.start
-arrays.start = lambda kernel, *given: packed.append(kernel is pack) or start(kernel, *given)
+pack, packed, start = packing.pack(arithmetic.FLOAT32), [], launches.start
+launches.start = lambda kernel, *given: packed.append(kernel is pack) or start(kernel, *given)
 pending = ctypes.c_long.in_dll(driver, "idle_pending")
 def call(on=stream):
     packed.clear()
