@@ -14,6 +14,7 @@ from numba import cuda
 
 from .. import checks
 from ..checks import BFLOAT16
+from . import captures
 from .queues import SIMULATED, DriverError, Queue, on_device, one_gpu, pointer_of, stream_of
 
 BFLOAT16_EXPORTED = "<V2"  # how torch and ml_dtypes export it
@@ -165,7 +166,7 @@ def allocate(shape: tuple[int, ...], dtype: Any, queue: Queue) -> Any:
     if known is None:
         checks.unallocatable(dtype)
     try:
-        with on_device(queue):
+        with on_device(queue), captures.allowed():
             return cuda.device_array(shape, known, stream=stream_of(queue.stream))
     except DriverError as error:
         if "OUT_OF_MEMORY" not in str(error):
@@ -201,10 +202,14 @@ def _span(memory: Memory) -> tuple[int, int]:
 
 
 def constants(values: tuple[int, ...], device: int) -> Any:
-    """Integers on a GPU, there for every stream."""
-    with on_device(Queue(device, 0)):
-        array = cuda.to_device(np.array(values, np.int64))
-        cuda.default_stream().synchronize()
+    """Integers on a GPU, there for every stream, and for a graph that is being captured."""
+    with on_device(Queue(device, 0)), captures.allowed():
+        if SIMULATED:
+            array = cuda.to_device(np.array(values, np.int64))
+        else:
+            beside = stream_of(captures.stream_beside(device))
+            array = cuda.to_device(np.array(values, np.int64), stream=beside)
+            beside.synchronize()
         return view(memory_of(array), array)
 
 

@@ -141,7 +141,10 @@ def _packed(
     kept: Kept | None, key: Any, weight: Any, layer: Layer, table: tuple[int, ...], tap_step: int, by_input: bool,
     queue: Queue,
 ) -> Packed:  # fmt: skip
-    """The packed weight: the layer's, packed at its first use on a GPU outside a graph, or the call's."""
+    """The packed weight: the layer's, packed at its first use on a GPU outside a graph, or the call's.
+
+    What a graph packs, the layer keeps for the graph alone: its memory must be there when the graph runs.
+    """
     key = (key, layer.arithmetic, queue.device)
     own: Packed | None = None if kept is None else kept.get(key)
     if kept is not None and own is not None:
@@ -149,8 +152,7 @@ def _packed(
             kept[key] = own = own._replace(ready=None)
         producers.keep(own.panels, queue)
         return own
-    if captures.capturing(queue):  # the panels are there when the graph runs, and only then
-        kept = None
+    captured = captures.capturing(queue)
     panels = producers.workspace(layer.packed, layer.arithmetic.word, weight, queue)
     view, phases = arrays.reshaped(panels, (layer.packed,)), _table(table, queue.device)
     configuration = Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS)
@@ -159,8 +161,10 @@ def _packed(
         layer.row_tiles, layer.channels * layer.phases, layer.phases, layer.term_channels, layer.taps, layer.stages,
         layer.stage_words, layer.panel_words, tap_step, view,
     )  # fmt: skip
-    own = Packed(view, phases, None if kept is None else queues.mark(queue))
-    if kept is not None:
+    own = Packed(view, phases, None if captured or kept is None else queues.mark(queue))
+    if kept is not None and captured:
+        kept.setdefault("of graphs", []).append(own)
+    elif kept is not None:
         kept[key] = own
     return own
 

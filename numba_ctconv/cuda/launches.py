@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from numba import cuda
 
+from . import captures
 from .arrays import View
 from .launch import Configuration
 from .queues import SIMULATED, DriverError, Queue, on_device, one_gpu
@@ -80,7 +81,7 @@ def start(kernel: Any, configuration: Configuration, queue: Queue, *arguments: A
 def compile_for(kernel: Any, arguments: tuple[Any, ...], queue: Queue) -> None:
     """Compile a kernel for arguments of these types, unless it is."""
     if not SIMULATED and not kernel.overloads:
-        with on_device(queue):
+        with on_device(queue), captures.allowed():
             kernel.compile(tuple(_type_of(kernel, argument) for argument in arguments))
 
 
@@ -98,8 +99,9 @@ def _context(queue: Queue) -> Any:
 
 def _load(kernel: Any, key: tuple[int, ...], arguments: tuple[Any, ...], words: int) -> _Loaded:
     """Compile a kernel for arguments of these types, if it isn't, and load it on the current GPU."""
-    compiled = kernel.compile(tuple(_type_of(kernel, argument) for argument in arguments))
-    function = driver.CUfunction(int(compiled.library.get_cufunc().handle))
+    with captures.allowed():
+        compiled = kernel.compile(tuple(_type_of(kernel, argument) for argument in arguments))
+        function = driver.CUfunction(int(compiled.library.get_cufunc().handle))
     loaded = _Loaded(function, struct.Struct(f"{words}q").pack_into, kernel)
     return _loaded.setdefault(key, loaded)
 
