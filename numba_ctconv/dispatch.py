@@ -36,8 +36,8 @@ class Engine(Protocol):
     def batched(self, array: Any) -> Any:
         """A view with a leading dimension of one."""
 
-    def writeable(self, value: Any) -> bool:
-        """Whether `value` may be written."""
+    def writeable(self, array: Any) -> bool:
+        """Whether the array may be written."""
 
     def overlap(self, one: Any, other: Any) -> bool:
         """Whether two arrays share memory."""

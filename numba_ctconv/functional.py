@@ -195,7 +195,7 @@ def forward(
             None if b is None else b.dtype, None if b is None else b.shape, None if out is None else out.dtype,
         )  # fmt: skip
         if out is not None:
-            _check_out(engine, given, given, {"out": shape})
+            _check_out(engine, given, {"out": shape})
         else:
             out = y = engine.empty(shape, x.dtype, input, queue)
     else:
@@ -206,7 +206,7 @@ def forward(
         x, w, b, y = arrays.values()
         geometry, shape = shapes.of_forward(p, output_size, chosen, x, w, b)
         if out is not None:
-            _check_out(engine, given, arrays, {"out": shape})
+            _check_out(engine, arrays, {"out": shape})
         queue = engine.launch_stream(stream, given)
         if out is None:
             out = engine.empty(shape, x.dtype, input, queue)
@@ -307,7 +307,7 @@ def backward(
     checks.summed_once(dy.dtype, chosen)
     length = checks.input_length(input_length, None if x is None else x.shape, "weight" in wanted)
     geometry, results = shapes.backward(p, length, dy.shape, None if x is None else x.shape, w.shape)
-    _check_out(engine, given, arrays, dict(zip(OUT_NAMES, results, strict=True)))
+    _check_out(engine, arrays, dict(zip(OUT_NAMES, results, strict=True)))
     queue = engine.launch_stream(stream, given)
     for name, out_name, shape in zip(Gradients._fields, OUT_NAMES, results, strict=True):
         if name in wanted and outs[out_name] is None:
@@ -323,9 +323,7 @@ def backward(
     return Gradients(*outs.values())
 
 
-def _check_out(
-    engine: Engine, values: dict[str, Any], arrays: dict[str, Any], shapes: dict[str, tuple[int, ...]]
-) -> None:
+def _check_out(engine: Engine, arrays: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
     """Hold every `out` among the arrays against its shape, the operands and the other outs."""
     seen = {name: array for name, array in arrays.items() if array is not None and name not in shapes}
     dtype = next(iter(seen.values())).dtype
@@ -334,7 +332,7 @@ def _check_out(
         if array is None:
             continue
         checks.output_array(array, name, shape, dtype)
-        if not engine.writeable(values[name]):
+        if not engine.writeable(array):
             checks.read_only(name)
         for other, taken in seen.items():
             if engine.overlap(array, taken):

@@ -51,9 +51,9 @@ class CpuEngine:
         """A view with a leading dimension of one."""
         return array[None]
 
-    def writeable(self, value: Any) -> bool:
+    def writeable(self, array: Any) -> bool:
         """Whether NumPy lets the array be written."""
-        return bool(value.flags.writeable)
+        return bool(array.flags.writeable)
 
     def overlap(self, one: Any, other: Any) -> bool:
         """Whether two arrays share memory; pairs too intricate to tell count as sharing."""

@@ -65,9 +65,9 @@ class CudaEngine:
         """A view with a leading dimension of one."""
         return arrays.batched(array)
 
-    def writeable(self, value: Any) -> bool:
-        """Whether `value` may be written."""
-        return not producers.memory(value, "out").read_only
+    def writeable(self, array: Any) -> bool:
+        """Whether the array may be written."""
+        return not arrays.memory_of(array).read_only
 
     def overlap(self, one: Any, other: Any) -> bool:
         """Whether two arrays share memory, or lie in each other's gaps."""

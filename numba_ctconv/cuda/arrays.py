@@ -60,8 +60,8 @@ def memory_of(value: Any) -> Memory:
     if hasattr(value, "__cuda_ndarray__"):
         own = value.__array_interface__["data"] if SIMULATED else (value.device_ctypes_pointer.value or 0, False)
         address, read_only = own
-        stream = None if isinstance(value.stream, int) or SIMULATED else pointer_of(value.stream)
-        return Memory(address, read_only, tuple(value.shape), tuple(value.strides), _ours(value.dtype), stream, False)
+        dtype, stream = _ours(value.dtype), own_stream(value)
+        return Memory(address, read_only, tuple(value.shape), tuple(value.strides), dtype, stream, False)
     interface = value.__cuda_array_interface__
     address, read_only = interface["data"]
     shape, dtype = tuple(interface["shape"]), interface["typestr"]
@@ -72,11 +72,19 @@ def memory_of(value: Any) -> Memory:
     return Memory(address, read_only, shape, strides, dtype, interface.get("stream"), masked)
 
 
+def own_stream(value: Any) -> int | None:
+    """Where Numba works on an array of its own, as a pointer."""
+    if SIMULATED or type(value) is View or isinstance(value.stream, int):
+        return None
+    return pointer_of(value.stream)
+
+
 def contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """The strides of an array in C order."""
     return tuple(math.prod(shape[d + 1 :]) * itemsize for d in range(len(shape)))
 
 
+@functools.cache
 def _ours(dtype: Any) -> Any:
     """A dtype of Numba's arrays; ml_dtypes' bfloat16 is that of this package."""
     return BFLOAT16 if dtype == BFLOAT16 else dtype
@@ -183,22 +191,33 @@ def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
 
 def aligned(memory: Memory) -> bool:
     """Whether a GPU can load every element, which it can at multiples of the element's size only."""
-    steps = (stride for stride, size in zip(memory.strides, memory.shape, strict=True) if size > 1)
-    return 0 in memory.shape or not any(step % memory.dtype.itemsize for step in (memory.address, *steps))
+    itemsize = memory.dtype.itemsize
+    if memory.address % itemsize == 0:
+        for stride, size in zip(memory.strides, memory.shape, strict=True):
+            if stride % itemsize and size > 1:
+                break
+        else:
+            return True
+    return 0 in memory.shape
 
 
 def overlap(one: Any, other: Any) -> bool:
     """Whether the address ranges of two arrays meet, even where their elements lie in between each other."""
-    (begin, end), (other_begin, other_end) = _span(memory_of(one)), _span(memory_of(other))
+    (begin, end), (other_begin, other_end) = _span(one), _span(other)
     return max(begin, other_begin) < min(end, other_end)
 
 
-def _span(memory: Memory) -> tuple[int, int]:
-    if 0 in memory.shape:
-        return 0, 0
-    reach = [stride * (size - 1) for stride, size in zip(memory.strides, memory.shape, strict=True)]
-    begin = memory.address + sum(min(r, 0) for r in reach)
-    return begin, memory.address + sum(max(r, 0) for r in reach) + memory.dtype.itemsize
+def _span(array: Any) -> tuple[int, int]:
+    memory = memory_of(array)
+    begin = end = memory.address
+    for stride, size in zip(memory.strides, memory.shape, strict=True):
+        if size == 0:
+            return 0, 0
+        if stride < 0:
+            begin += stride * (size - 1)
+        else:
+            end += stride * (size - 1)
+    return begin, end + memory.dtype.itemsize
 
 
 def constants(values: tuple[int, ...], device: int) -> Any:
@@ -213,6 +232,7 @@ def constants(values: tuple[int, ...], device: int) -> Any:
         return view(memory_of(array), array)
 
 
+@functools.cache
 def nothing(dtype: np.dtype[Any]) -> Any:
     """A vector of no elements, which takes no memory: what kernels take for an absent bias."""
     return view(Memory(0, False, (0,), (dtype.itemsize,), dtype, None, False), None)

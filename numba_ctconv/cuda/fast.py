@@ -6,6 +6,7 @@ reached, so that work on another stream waits for the packing, and the host for 
 """
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..geometry import Geometry, families
@@ -33,11 +34,19 @@ from .tiles import Layer
 Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
 
 
-class Packed(NamedTuple):
-    """A weight as one product takes it."""
+class Product(NamedTuple):
+    """A product of a layer with its weight packed."""
 
+    layer: Layer
+    origin: int  # as in tiles.Sizes
     panels: Any
     table: Any  # the phases of its rows and their first taps
+
+
+class Products(NamedTuple):
+    """Those of an operation, as a layer keeps them."""
+
+    each: tuple[Product, ...]
     ready: Any  # an event after which the panels are there; None where they are
 
 
@@ -56,17 +65,22 @@ def forward(
         operands = (input, weight, bias, _table(row_cuts.phase_table(plan), queue.device), cut)
         launches.start(depthwise.forward(_full(arithmetic)), configuration, queue, *operands, output)
         return
-    if any(family.taps == 0 for family in families(plan)):  # phases that hold the bias alone
+    own = families(plan)
+    if any(family.taps == 0 for family in own):  # phases that hold the bias alone
         launches.start(fill.fill, thread_each(output.size), queue, bias, output)
-    for family in families(plan):
-        if family.taps == 0:
-            continue
-        layer = tiles.forward_layer(plan, family, weight.shape, groups, arithmetic)
-        key = ("forward", plan, groups, family.phases)
-        packed = _packed(kept, key, weight, layer, family.phases + family.first_taps, plan.tap_step, False, queue)
-        first = crop // plan.stride
-        positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
-        _product(input, packed, layer, (-family.shift, crop, first, positions), bias, queue, output)
+
+    def packed() -> Iterator[Product]:
+        for family in own:
+            if family.taps:
+                layer = tiles.forward_layer(plan, family, weight.shape, groups, arithmetic)
+                yield _packed(
+                    weight, layer, -family.shift, family.phases + family.first_taps, plan.tap_step, False, queue
+                )
+
+    first = crop // plan.stride
+    positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
+    for each in _products(kept, ("forward", plan, groups, arithmetic.name, queue.device), packed, queue):
+        _start(input, each, (each.origin, crop, first, positions), bias, queue, output)
 
 
 def grad_input(
@@ -84,10 +98,14 @@ def grad_input(
         run = depthwise.grad_input(_full(arithmetic))
         launches.start(run, configuration, queue, grad_output, weight, cut, grad_input)
         return
-    layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
-    packed = _packed(kept, ("grad_input", plan, groups), weight, layer, (0, 0), 1, True, queue)
-    place = (-geometry.crops.left, 0, 0, grad_input.shape[2])
-    _product(grad_output, packed, layer, place, arrays.nothing(grad_input.dtype), queue, grad_input)
+
+    def packed() -> Iterator[Product]:
+        layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
+        yield _packed(weight, layer, -geometry.crops.left, (0, 0), 1, True, queue)
+
+    bias, positions = arrays.nothing(grad_input.dtype), grad_input.shape[2]
+    for each in _products(kept, ("grad_input", plan, groups, arithmetic.name, queue.device), packed, queue):
+        _start(grad_output, each, (-geometry.crops.left, 0, 0, positions), bias, queue, grad_input)
 
 
 def grad_weight(
@@ -137,22 +155,35 @@ def _full(arithmetic: Arithmetic) -> Arithmetic:
     return FLOAT32 if arithmetic.name == "tf32" else arithmetic
 
 
-def _packed(
-    kept: Kept | None, key: Any, weight: Any, layer: Layer, table: tuple[int, ...], tap_step: int, by_input: bool,
-    queue: Queue,
-) -> Packed:  # fmt: skip
-    """The packed weight: the layer's, packed at its first use on a GPU outside a graph, or the call's.
+def _products(
+    kept: Kept | None, key: Any, packed: Callable[[], Iterator[Product]], queue: Queue
+) -> tuple[Product, ...]:
+    """What the layer keeps under the key, packed at its first use on a GPU outside a graph, or what the call packs.
 
     What a graph packs, the layer keeps for the graph alone: its memory must be there when the graph runs.
     """
-    key = (key, layer.arithmetic, queue.device)
-    own: Packed | None = None if kept is None else kept.get(key)
-    if kept is not None and own is not None:
+    if kept is None:
+        return tuple(packed())
+    own: Products | None = kept.get(key)
+    if own is not None:
         if own.ready is not None and captures.order(own.ready, queue):
             kept[key] = own = own._replace(ready=None)
-        producers.keep(own.panels, queue)
-        return own
+        for each in own.each:
+            producers.keep(each.panels, queue)
+        return own.each
     captured = captures.capturing(queue)
+    own = Products(tuple(packed()), None if captured else queues.mark(queue))
+    if captured:
+        kept.setdefault("of graphs", []).append(own)
+    else:
+        kept[key] = own
+    return own.each
+
+
+def _packed(
+    weight: Any, layer: Layer, origin: int, table: tuple[int, ...], tap_step: int, by_input: bool, queue: Queue
+) -> Product:
+    """Queue the packing of a weight."""
     panels = producers.workspace(layer.packed, layer.arithmetic.word, weight, queue)
     view, phases = arrays.reshaped(panels, (layer.packed,)), _table(table, queue.device)
     configuration = Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS)
@@ -161,12 +192,7 @@ def _packed(
         layer.row_tiles, layer.channels * layer.phases, layer.phases, layer.term_channels, layer.taps, layer.stages,
         layer.stage_words, layer.panel_words, tap_step, view,
     )  # fmt: skip
-    own = Packed(view, phases, None if captured or kept is None else queues.mark(queue))
-    if kept is not None and captured:
-        kept.setdefault("of graphs", []).append(own)
-    elif kept is not None:
-        kept[key] = own
-    return own
+    return Product(layer, origin, view, phases)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -175,15 +201,20 @@ def _table(values: tuple[int, ...], device: int) -> Any:
     return arrays.constants(values, device)
 
 
-def _product(
-    source: Any, packed: Packed, layer: Layer, place: tuple[int, int, int, int], bias: Any, queue: Queue, target: Any
-) -> None:
-    """Queue the product of a family; `place` is origin, crop_out, q_first, positions."""
-    batch, arithmetic, positions = target.shape[0], layer.arithmetic, place[3]
-    tile = tiles.tile_for(layer, batch, positions)
+def _start(source: Any, own: Product, place: tuple[int, int, int, int], bias: Any, queue: Queue, target: Any) -> None:
+    """Queue a product; `place` is origin, crop_out, q_first, positions."""
+    batch, layer = target.shape[0], own.layer
+    tile = tiles.tile_for(layer, batch, place[3])
     sizes = tiles.sizes_of(layer, tile, batch, *place)
-    arguments = (source, packed.panels, packed.table, bias, sizes, target)
-    for other in tiles_of(arithmetic)[layer.tile_rows]:  # no later length is to wait for a compiler
-        launches.compile_for(product.product(other, arithmetic), arguments, queue)
+    kernels = _kernels(layer.tile_rows, layer.arithmetic)
+    arguments = (source, own.panels, own.table, bias, sizes, target)
+    for kernel in kernels.values():  # no later length is to wait for a compiler
+        launches.compile_for(kernel, arguments, queue)
     configuration = Configuration(tiles.blocks_of(sizes, tile, batch), tile.threads)
-    launches.start(product.product(tile, arithmetic), configuration, queue, *arguments)
+    launches.start(kernels[tile.columns], configuration, queue, *arguments)
+
+
+@functools.cache
+def _kernels(tile_rows: int, arithmetic: Arithmetic) -> dict[int, Any]:
+    """Those of the tiles of so many rows, by the columns of a tile."""
+    return {tile.columns: product.product(tile, arithmetic) for tile in tiles_of(arithmetic)[tile_rows]}

@@ -54,6 +54,8 @@ class Numba:
 
     def stream(self, value: Any) -> int | None:
         """As its interface says."""
+        if hasattr(value, "__cuda_ndarray__"):
+            return arrays.own_stream(value)
         return arrays.memory_of(value).stream
 
     def order(self, value: Any, queue: Queue) -> None:
@@ -160,13 +162,13 @@ def _dtype(name: str) -> Any:
 
 def producer_of(value: Any) -> Producer:
     """The library that a value comes from."""
+    if hasattr(value, "__cuda_ndarray__"):
+        return NUMBA
     for library, array_type, producer in (("torch", "Tensor", TORCH), ("cupy", "ndarray", CUPY)):
         known = getattr(sys.modules.get(library), array_type, None)
         if known is not None and isinstance(value, known):
             return producer
-    if hasattr(value, "__cuda_ndarray__") or hasattr(value, "__cuda_array_interface__"):
-        return NUMBA
-    return DLPACK
+    return NUMBA if hasattr(value, "__cuda_array_interface__") else DLPACK
 
 
 def memory(value: Any, name: str) -> Memory:
@@ -175,8 +177,8 @@ def memory(value: Any, name: str) -> Memory:
 
 
 def device(value: Any) -> int | None:
-    """The number of the GPU that a value is on; None where it has no elements."""
-    return producer_of(value).device(value)
+    """The number of the GPU that a value is on; None where it has no elements, unless there is but one."""
+    return 0 if queues.one_gpu() else producer_of(value).device(value)
 
 
 def workspace(elements: int, dtype: np.dtype[Any], like: Any, queue: Queue) -> Any:
