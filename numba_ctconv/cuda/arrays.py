@@ -107,13 +107,14 @@ class View:
     """The array that the kernels take, which keeps `owner` alive: described once, in the words of a launch."""
 
     __cuda_ndarray__ = True  # Numba's mark of a device array
-    __slots__ = ("dtype", "kind", "memory", "owner", "shape", "size", "strides", "words")
+    __slots__ = ("dtype", "kind", "memory", "owner", "shape", "size", "span", "strides", "words")
 
     def __init__(self, memory: Memory, owner: Any) -> None:
         shape, dtype = memory.shape, memory.dtype
         self.memory, self.owner, self.shape, self.dtype = memory, owner, shape, dtype
         self.size, self.strides = math.prod(shape), memory.strides
         self.kind = _kind(dtype, len(shape))
+        self.span: tuple[int, int] | None = None  # until it is asked for
         # what a kernel of Numba's takes for an array: two pointers to its own memory's keepers come first
         self.words = (0, 0, self.size, dtype.itemsize, memory.address, *shape, *memory.strides)
 
@@ -203,12 +204,19 @@ def aligned(memory: Memory) -> bool:
 
 def overlap(one: Any, other: Any) -> bool:
     """Whether the address ranges of two arrays meet, even where their elements lie in between each other."""
-    (begin, end), (other_begin, other_end) = _span(one), _span(other)
+    (begin, end), (other_begin, other_end) = _span_of(one), _span_of(other)
     return max(begin, other_begin) < min(end, other_end)
 
 
-def _span(array: Any) -> tuple[int, int]:
-    memory = memory_of(array)
+def _span_of(array: Any) -> tuple[int, int]:
+    if type(array) is not View:
+        return _span(memory_of(array))
+    if array.span is None:
+        array.span = _span(array.memory)
+    return array.span
+
+
+def _span(memory: Memory) -> tuple[int, int]:
     begin = end = memory.address
     for stride, size in zip(memory.strides, memory.shape, strict=True):
         if size == 0:

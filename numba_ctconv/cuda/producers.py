@@ -197,8 +197,11 @@ def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
     given = [(value, producer_of(value)) for value in values.values() if value is not None]
     own = [producer.stream(value) for value, producer in given]
     streams = [None if pointer is None else _legacy_as_default(pointer) for pointer in own]
-    devices = (device(value) for value, _ in given)
-    place = next((number for number in devices if number is not None), None)
+    place = None
+    for value, _ in given:
+        place = device(value)
+        if place is not None:
+            break
     queue = Queue(
         queues.current_device() if place is None else place,
         (streams[0] or 0) if stream is None else _pointer(stream),
