@@ -31,7 +31,8 @@ static __thread handle contexts[64];
 static __thread int depth;
 
 long idle_launches, idle_allocations, idle_waits; /* what the tests read */
-long idle_pending;                                /* what they write: no event is reached until it is waited for */
+uint64_t idle_arguments[128];                     /* of the last launch, as many as they ask for */
+long idle_pending, idle_asked;                    /* what they write: no event is reached until it is waited for */
 
 static int make(handle *made) { *made = (handle)(handles += 16); return SUCCESS; }
 
@@ -153,6 +154,7 @@ int cuFuncGetAttribute(int *value, int attribute, handle function) { *value = 32
 int cuLibraryGetGlobal(pointer *memory, size_t *size, handle library, const char *name) { return NOT_FOUND; }
 int cuLaunchKernelEx(void *configuration, handle function, void **arguments, void **extra) {
     idle_launches++;
+    for (int i = 0; i < idle_asked; i++) idle_arguments[i] = *(uint64_t *)arguments[i];
     return depth ? SUCCESS : INVALID_CONTEXT;
 }
 int cuLaunchKernel(handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
