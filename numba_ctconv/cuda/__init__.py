@@ -49,16 +49,20 @@ class CudaEngine:
             if value is None:
                 views[name] = None
                 continue
-            memory: Any = producers.memory(value, name)
-            checks.floating(memory, name, self.dtypes)
-            if not arrays.aligned(memory):
-                checks.unaligned(name)
+            if arrays.is_view(value):  # a layer's own
+                view = value
+            else:
+                memory: Any = producers.memory(value, name)
+                checks.floating(memory, name, self.dtypes)
+                if not arrays.aligned(memory):
+                    checks.unaligned(name)
+                view = arrays.view(memory, value if memory.owner is None else memory.owner)
             device = producers.device(value)
             if first is None and device is not None:
                 first = (name, device)
             if first is not None and device not in (None, first[1]):
                 checks.mixed_devices(name, device, *first)
-            views[name] = arrays.view(memory, value if memory.owner is None else memory.owner)
+            views[name] = view
         return views
 
     def batched(self, array: Any) -> Any:

@@ -143,6 +143,11 @@ def view(memory: Memory, owner: Any) -> Any:
     return array
 
 
+def is_view(value: Any) -> bool:
+    """Whether this is such an array already."""
+    return type(value) is View
+
+
 def owner_of(array: Any) -> Any:
     """What the caller passed, of which this is a view."""
     owner = getattr(array, "owner", None)
