@@ -37,8 +37,8 @@ class Engine(Protocol):
     def batched(self, array: Any) -> Any:
         """A view with a leading dimension of one."""
 
-    def writeable(self, value: Any) -> bool:
-        """Whether `value` may be written."""
+    def writeable(self, array: Any) -> bool:
+        """Whether the array may be written."""
 
     def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
         """The first of `others`, some of which may be None, that shares memory with the array."""

@@ -194,7 +194,7 @@ def forward(
         if out is None:
             out = y = engine.empty(shape, x.dtype, input, queue)
         else:
-            checks.output_memory(engine, "out", out, y, {"input": x, "weight": w, "bias": b})
+            checks.output_memory(engine, "out", y, {"input": x, "weight": w, "bias": b})
     else:
         given = {"input": input, "weight": weight, "bias": bias, "out": out}
         engine = engine_of(given, optional=("bias", "out"))
@@ -203,7 +203,7 @@ def forward(
         x, w, b, y = engine.operands(given).values()
         geometry, shape = shapes.of_forward(p, output_size, chosen, x, w, b, y)
         if out is not None:
-            checks.output_memory(engine, "out", out, y, {"input": x, "weight": w, "bias": b})
+            checks.output_memory(engine, "out", y, {"input": x, "weight": w, "bias": b})
         queue = engine.launch_stream(stream, given)
         if out is None:
             out = engine.empty(shape, x.dtype, input, queue)
@@ -307,7 +307,7 @@ def backward(
             out is not None and tuple(y is not None and (y.dtype, y.shape, y.strides) for y in outs),
         )  # fmt: skip
         if out is not None:
-            _check_outs(engine, outs, outs, {"grad_output": dy, "input": x, "weight": w})
+            _check_outs(engine, outs, {"grad_output": dy, "input": x, "weight": w})
     else:
         given = {"grad_output": grad_output, "input": input, "weight": weight} | dict(zip(OUT_NAMES, outs, strict=True))
         engine = engine_of(given, optional=("input", *OUT_NAMES))
@@ -315,7 +315,7 @@ def backward(
         allowed = chosen_precision(precision, engine.precisions)
         dy, x, w, *views = engine.operands(given).values()
         geometry, result_shapes = shapes.of_backward(p, input_length, "weight" in wanted, chosen, dy, x, w, views)
-        _check_outs(engine, outs, views, {"grad_output": dy, "input": x, "weight": w})
+        _check_outs(engine, views, {"grad_output": dy, "input": x, "weight": w})
         queue = engine.launch_stream(stream, given)
     results = list(outs)
     for k, name in enumerate(Gradients._fields):
@@ -334,9 +334,9 @@ def backward(
     return gradients
 
 
-def _check_outs(engine: Engine, values: Sequence[Any], arrays: Sequence[Any], operands: dict[str, Any]) -> None:
+def _check_outs(engine: Engine, arrays: Sequence[Any], operands: dict[str, Any]) -> None:
     """Hold the arrays of a backward `out` against the memory of the operands and of each other."""
-    for name, value, array in zip(OUT_NAMES, values, arrays, strict=True):
+    for name, array in zip(OUT_NAMES, arrays, strict=True):
         if array is not None:
-            checks.output_memory(engine, name, value, array, operands)
+            checks.output_memory(engine, name, array, operands)
             operands[name] = array

@@ -101,7 +101,7 @@ class ConvTranspose1d:
         self._kept: dict[Any, Any] = {}  # what the engine makes of the weight, until the weight is another
 
         def draw(*shape: int) -> Any:
-            return engine.upload(generator.uniform(-bound, bound, shape).astype(self.dtype))
+            return _own(engine, engine.upload(generator.uniform(-bound, bound, shape).astype(self.dtype)))
 
         self._weight = draw(self.in_channels, self.out_channels // self.groups, self.kernel_size)
         self._bias = draw(self.out_channels) if has_bias else None
@@ -225,8 +225,9 @@ class ConvTranspose1d:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._weight = self._engine().upload(self._weight)
-        self._bias = None if self._bias is None else self._engine().upload(self._bias)
+        engine = self._engine()
+        self._weight = _own(engine, engine.upload(self._weight))
+        self._bias = None if self._bias is None else _own(engine, engine.upload(self._bias))
 
     def _engine(self) -> Engine:
         return cpu_engine() if self.device == "cpu" else cuda_engine("device")
@@ -246,7 +247,12 @@ class ConvTranspose1d:
         source, array = _parameter(value, name, self.device)
         checks.layer_parameter(array, name, own.shape, self.dtype)
         engine = self._engine()
-        return engine.copy(array) if source is engine else engine.upload(source.download(array))
+        return _own(engine, engine.copy(array) if source is engine else engine.upload(source.download(array)))
+
+
+def _own(engine: Engine, parameter: Any) -> Any:
+    """A parameter of a layer as the engine sees it, so that no call looks at it again."""
+    return engine.operands({"parameter": parameter})["parameter"]
 
 
 def _parameter(value: Any, name: str, device: object) -> tuple[Engine, Any]:

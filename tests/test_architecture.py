@@ -20,7 +20,9 @@ KERNEL_STEMS = {
     "weight_product",
     "multiply",
 }
-OTHERS = {pathlib.Path("cuda", name) for name in ("packing.py", "words.py", "depthwise.py")}  # the CPU has others
+OTHERS = {  # the CPU has others
+    pathlib.Path("cuda", name) for name in ("packing.py", "words.py", "depthwise.py", "depthwise_weight.py")
+}
 KERNELS = [path for path in FILES if path.stem in KERNEL_STEMS or path in OTHERS]
 
 # Each file of the core, from the bottom up: it imports nothing that stands further down in this list.

@@ -5,9 +5,9 @@ from typing import Any, NoReturn
 from .wording import type_name
 
 
-def output_memory(engine: Any, name: str, value: Any, array: Any, others: dict[str, Any]) -> None:
+def output_memory(engine: Any, name: str, array: Any, others: dict[str, Any]) -> None:
     """An `out` that can be written, and shares no memory with what is read or written beside it."""
-    if not engine.writeable(value):
+    if not engine.writeable(array):
         raise ValueError(f"`{name}` must be writeable; got a read-only array")
     other = engine.overlapped(array, others)
     if other is not None:

@@ -51,9 +51,9 @@ class CpuEngine:
         """A view with a leading dimension of one."""
         return array[None]
 
-    def writeable(self, value: Any) -> bool:
+    def writeable(self, array: Any) -> bool:
         """Whether NumPy lets the array be written."""
-        return bool(value.flags.writeable)
+        return bool(array.flags.writeable)
 
     def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
         """The first of `others` that shares memory with the array; pairs too intricate to tell count as sharing."""

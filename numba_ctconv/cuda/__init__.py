@@ -19,14 +19,14 @@ if find_spec("numba_cuda") is None:
 if not cuda.is_available():
     raise ImportError(f"Numba finds no GPU it can use: {' '.join((cuda.cuda_error() or 'no NVVM').split())}")
 
-from . import arrays, fast, launch, producers
+from . import arrays, fast, launch, producers, queues
 from . import fill as fill_kernels
 from . import forward as forward_kernels
 from . import grad_input as grad_input_kernels
 from . import grad_weight as grad_weight_kernels
 from .arithmetic import arithmetic_of
-from .arrays import Queue
-from .arrays import start as _launch
+from .launches import start as _launch
+from .queues import Queue
 
 
 class CudaEngine:
@@ -49,25 +49,29 @@ class CudaEngine:
             if value is None:
                 views[name] = None
                 continue
-            memory: Any = producers.memory(value, name)
-            checks.floating(memory, name, self.dtypes)
-            if not arrays.aligned(memory):
-                checks.unaligned(name)
+            if arrays.is_view(value):  # a layer's own
+                view = value
+            else:
+                memory: Any = producers.memory(value, name)
+                checks.floating(memory, name, self.dtypes)
+                if not arrays.aligned(memory):
+                    checks.unaligned(name)
+                view = arrays.view(memory, value if memory.owner is None else memory.owner)
             device = producers.device(value)
             if first is None and device is not None:
                 first = (name, device)
             if first is not None and device not in (None, first[1]):
                 checks.mixed_devices(name, device, *first)
-            views[name] = arrays.view(memory, value if memory.owner is None else memory.owner)
+            views[name] = view
         return views
 
     def batched(self, array: Any) -> Any:
         """A view with a leading dimension of one."""
         return arrays.batched(array)
 
-    def writeable(self, value: Any) -> bool:
-        """Whether `value` may be written."""
-        return not producers.memory(value, "out").read_only
+    def writeable(self, array: Any) -> bool:
+        """Whether the array may be written."""
+        return not arrays.memory_of(array).read_only
 
     def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
         """The first of `others` that shares memory with the array, or lies in its gaps."""
@@ -101,7 +105,7 @@ class CudaEngine:
         plan = geometry.plan
         added = arrays.nothing(output.dtype) if bias is None else bias
         place = (geometry.crops.left, groups, output)
-        if algorithm == "tiled" and arrays.has_tensor_cores(stream):
+        if algorithm == "tiled" and queues.has_tensor_cores(stream):
             arithmetic = arithmetic_of(output.dtype, precision)
             fast.forward(input, weight, added, geometry, groups, arithmetic, stream, kept, output)
         elif algorithm == "scatter":
@@ -127,7 +131,7 @@ class CudaEngine:
         """Overwrite grad_input (N, C_in, L_in) from grad_output and weight."""
         plan = geometry.plan
         place = (geometry.crops.left, groups, grad_input)
-        if algorithm == "tiled" and arrays.has_tensor_cores(stream):
+        if algorithm == "tiled" and queues.has_tensor_cores(stream):
             arithmetic = arithmetic_of(grad_input.dtype, precision)
             fast.grad_input(grad_output, weight, geometry, groups, arithmetic, stream, kept, grad_input)
         elif algorithm == "scatter":
@@ -153,7 +157,7 @@ class CudaEngine:
         """Overwrite grad_weight (C_in, C_out/groups, K), and grad_bias (C_out) or None, from grad_output and input."""
         plan = geometry.plan
         operands = (grad_output, input, plan.stride, plan.dilation, geometry.crops.left, groups, grad_weight)
-        if algorithm == "tiled" and arrays.has_tensor_cores(stream):
+        if algorithm == "tiled" and queues.has_tensor_cores(stream):
             arithmetic = arithmetic_of(grad_weight.dtype, precision)
             fast.grad_weight(grad_output, input, geometry, groups, arithmetic, stream, grad_weight)
         elif algorithm == "scatter":
@@ -176,7 +180,7 @@ class CudaEngine:
 
     def upload(self, host: Any) -> Any:
         """A device array with the contents of a NumPy array, ready for every stream."""
-        array = arrays.allocate(host.shape, host.dtype, Queue(arrays.current_device(), 0))
+        array = arrays.allocate(host.shape, host.dtype, Queue(queues.current_device(), 0))
         _bits(array).copy_to_device(_bits(np.array(host, order="C")))
         cuda.default_stream().synchronize()
         return array
@@ -186,11 +190,11 @@ class CudaEngine:
         memory = producers.memory(value, "value")
         queue = producers.queue_of(None, {"value": value})
         new = arrays.allocate(memory.shape, memory.dtype, queue._replace(stream=0))
-        with arrays.on_device(queue):
+        with queues.on_device(queue):
             source, target = arrays.view(memory, memory.owner or value), arrays.view(arrays.memory_of(new), new)
             each = launch.thread_each(target.size)
             _launch(fill_kernels.copy, each, queue, _three_dimensional(source), _three_dimensional(target))
-            (arrays.stream_of(queue.stream) or cuda.default_stream()).synchronize()
+            (queues.stream_of(queue.stream) or cuda.default_stream()).synchronize()
         return new
 
     def download(self, value: Any) -> Any:
@@ -205,7 +209,7 @@ class CudaEngine:
 
     def describe(self) -> dict[str, str]:
         """The name, compute capability and driver of the current GPU."""
-        return arrays.describe_device()
+        return queues.describe_device()
 
 
 ENGINE = CudaEngine()

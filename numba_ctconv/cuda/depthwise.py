@@ -7,6 +7,7 @@ A block of forward reads what its results reach once into shared memory, as word
 beyond the ends; grad_input reads each sample for all taps that meet it while the first-level cache holds it.
 Neighbouring threads take neighbouring results, and a thread results of one phase, so that all of them take the same
 taps: in rising order, summed apart in blocks of BLOCK_TAPS. row_cuts.py says which thread takes what; fast.py calls.
+depthwise_weight.py has the gradient of the weight.
 """
 
 import functools
@@ -17,6 +18,18 @@ from .simt import cuda, device, kernel, ptx
 BLOCK_TAPS = 32  # of a partial sum, so that rounding stays near that of pairwise sums
 THREADS, RESULTS, ROOM, WEIGHTS = row_cuts.THREADS, row_cuts.RESULTS, row_cuts.ROOM, row_cuts.WEIGHTS
 RESIDENT = {4: 3, 8: 2}  # blocks that share a multiprocessor, by the bytes of a word: their registers are the limit
+
+
+@device
+def place_of(thread, cut, batch, channels):
+    """(tile, line of the block, lane of the line, item, channel, whether there is such an item) of a thread."""
+    line = thread >> cut.shift
+    block = cuda.blockIdx.x // cut.tiles
+    row = (block * THREADS >> cut.shift) + line
+    n = row // channels
+    there = n < batch
+    c = row - n * channels
+    return cuda.blockIdx.x - block * cut.tiles, line, thread - (line << cut.shift), n * there, c * there, there
 
 
 @device
@@ -41,16 +54,19 @@ def load_samples(arithmetic):
 
     @device
     def copy(room, at, source, n, c, first, count, lane, threads, there):
-        for k in range(0, count, threads):
+        k = 0
+        while k < count:  # a range would divide to know its length
             l = first + k + lane
             inside = there & (l >= 0) & (l < source.shape[2])
             ptx.copy_sample(room, at + k + lane, source, n, c, l, k + lane < count, inside)
+            k += threads
         ptx.commit()
 
     @device
     def convert(room, at, source, n, c, first, count, lane, threads, there):
         end = min(source.shape[2], first + count)
-        for k in range(0, count, 4 * threads):
+        k = 0
+        while k < count:
             i = k + lane
             l = first + i
             load_1 = ptx.load_sample(source, n, c, l, there & (l >= 0) & (l < end))
@@ -64,6 +80,7 @@ def load_samples(arithmetic):
             ptx.store_element(room, at + i + threads, load_2, i + threads < count)
             ptx.store_element(room, at + i + 2 * threads, load_3, i + 2 * threads < count)
             ptx.store_element(room, at + i + 3 * threads, load_4, i + 3 * threads < count)
+            k += 4 * threads
 
     return copy if arithmetic.terms == 1 else convert
 
@@ -106,14 +123,7 @@ def forward(arithmetic):
         batch, channels, _ = output.shape
         length, kernel_size = input.shape[2], weight.shape[2]
         threads = 1 << cut.shift
-        line = thread >> cut.shift
-        lane = thread - (line << cut.shift)
-        block = cuda.blockIdx.x // cut.tiles
-        tile = cuda.blockIdx.x - block * cut.tiles
-        row = (block * THREADS >> cut.shift) + line
-        n = row // channels
-        c = row - n * channels
-        there = n < batch
+        tile, line, lane, n, c, there = place_of(thread, cut, batch, channels)
         first_q = tile * cut.passes * RESULTS * cut.space + cut.crop_quotient
         first_sample = first_q - cut.reach
         samples_at, weights_at = line * cut.samples, line * kernel_size
@@ -161,15 +171,7 @@ def grad_input(arithmetic):
         batch, channels, _ = grad_input.shape
         length, kernel_size = grad_output.shape[2], weight.shape[2]
         threads = 1 << cut.shift
-        line = thread >> cut.shift
-        lane = thread - (line << cut.shift)
-        block = cuda.blockIdx.x // cut.tiles
-        tile = cuda.blockIdx.x - block * cut.tiles
-        row = (block * THREADS >> cut.shift) + line
-        n = row // channels
-        there = n < batch
-        c = (row - n * channels) * there
-        n = n * there
+        tile, _, lane, n, c, there = place_of(thread, cut, batch, channels)
         space = threads * cut.stride
         first = tile * RESULTS * space - cut.crop_left
         last = first + (RESULTS * threads - 1) * cut.stride + (kernel_size - 1) * cut.dilation

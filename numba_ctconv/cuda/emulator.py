@@ -36,6 +36,13 @@ def multiply_add_inside(sums: Any, column: Any, row: Any, places: Any, start: An
     return np.where(every, multiply_add(sums, column, row), sums)
 
 
+def correlate(sums: Any, terms: Any, window: Any) -> Any:
+    """As ptx.correlate."""
+    for j in range(terms.shape[1]):
+        sums = multiply_add(sums, terms[:, j : j + 1], window[:, j : j + sums.shape[1]][:, ::-1])
+    return sums
+
+
 def multiply_add_where(total: Any, a: Any, b: Any, wanted: Any) -> Any:
     """As ptx.multiply_add_where."""
     return np.where(wanted, (total + np.float64(1) * a * b).astype(total.dtype), total)

@@ -6,24 +6,47 @@ reached, so that work on another stream waits for the packing, and the host for 
 """
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from ..geometry import Geometry, families
-from . import arrays, captures, depthwise, fill, packing, producers, product, row_cuts, tiles, weight_product
+from . import (
+    arrays,
+    captures,
+    depthwise,
+    depthwise_weight,
+    fill,
+    launches,
+    packing,
+    producers,
+    product,
+    queues,
+    row_cuts,
+    tiles,
+    weight_product,
+)
 from .arithmetic import FLOAT32, Arithmetic
-from .arrays import Queue
 from .launch import Configuration, thread_each
+from .queues import Queue
 from .tile import tiles_of
 from .tiles import Layer
 
 Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
 
 
-class Packed(NamedTuple):
-    """A weight as one product takes it."""
+class Product(NamedTuple):
+    """A product of a layer with its weight packed."""
 
+    layer: Layer
+    origin: int  # as in tiles.Sizes
     panels: Any
     table: Any  # the phases of its rows and their first taps
+
+
+class Products(NamedTuple):
+    """Those of an operation, as a layer keeps them."""
+
+    each: tuple[Product, ...]
     ready: Any  # an event after which the panels are there; None where they are
 
 
@@ -40,19 +63,24 @@ def forward(
         cut = row_cuts.forward_cut(plan, crop, lines, output.shape[2])
         configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
         operands = (input, weight, bias, _table(row_cuts.phase_table(plan), queue.device), cut)
-        arrays.start(depthwise.forward(_full(arithmetic)), configuration, queue, *operands, output)
+        launches.start(depthwise.forward(_full(arithmetic)), configuration, queue, *operands, output)
         return
-    if any(family.taps == 0 for family in families(plan)):  # phases that hold the bias alone
-        arrays.start(fill.fill, thread_each(output.size), queue, bias, output)
-    for family in families(plan):
-        if family.taps == 0:
-            continue
-        layer = tiles.forward_layer(plan, family, weight.shape, groups, arithmetic)
-        key = ("forward", plan, groups, family.phases)
-        packed = _packed(kept, key, weight, layer, family.phases + family.first_taps, plan.tap_step, False, queue)
-        first = crop // plan.stride
-        positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
-        _product(input, packed, layer, (-family.shift, crop, first, positions), bias, queue, output)
+    own = families(plan)
+    if any(family.taps == 0 for family in own):  # phases that hold the bias alone
+        launches.start(fill.fill, thread_each(output.size), queue, bias, output)
+
+    def packed() -> Iterator[Product]:
+        for family in own:
+            if family.taps:
+                layer = tiles.forward_layer(plan, family, weight.shape, groups, arithmetic)
+                yield _packed(
+                    weight, layer, -family.shift, family.phases + family.first_taps, plan.tap_step, False, queue
+                )
+
+    first = crop // plan.stride
+    positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
+    for each in _products(kept, ("forward", plan, groups, arithmetic.name, queue.device), packed, queue):
+        _start(input, each, (each.origin, crop, first, positions), bias, queue, output)
 
 
 def grad_input(
@@ -68,37 +96,53 @@ def grad_input(
         cut = row_cuts.grad_input_cut(plan, geometry.crops.left, grad_input.shape[2])
         configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
         run = depthwise.grad_input(_full(arithmetic))
-        arrays.start(run, configuration, queue, grad_output, weight, cut, grad_input)
+        launches.start(run, configuration, queue, grad_output, weight, cut, grad_input)
         return
-    layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
-    packed = _packed(kept, ("grad_input", plan, groups), weight, layer, (0, 0), 1, True, queue)
-    place = (-geometry.crops.left, 0, 0, grad_input.shape[2])
-    _product(grad_output, packed, layer, place, arrays.nothing(grad_input.dtype), queue, grad_input)
+
+    def packed() -> Iterator[Product]:
+        layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
+        yield _packed(weight, layer, -geometry.crops.left, (0, 0), 1, True, queue)
+
+    bias, positions = arrays.nothing(grad_input.dtype), grad_input.shape[2]
+    for each in _products(kept, ("grad_input", plan, groups, arithmetic.name, queue.device), packed, queue):
+        _start(grad_output, each, (-geometry.crops.left, 0, 0, positions), bias, queue, grad_input)
 
 
 def grad_weight(
     grad_output: Any, input: Any, geometry: Geometry, groups: int, arithmetic: Arithmetic, queue: Queue,
     grad_weight: Any,
 ) -> None:  # fmt: skip
-    """The weight gradient, one product, in parts that are added up where one would not fill the GPU."""
-    shape = grad_weight.shape
-    tile = tiles.weight_tile(shape, groups, arithmetic)
-    sizes = tiles.weight_sizes(
-        geometry.plan, tile, shape, groups, input.shape[0], input.shape[2], geometry.crops.left, arithmetic
-    )
-    parts = tiles.parts_of(sizes)
-    if parts == 1:
-        target = arrays.batched(grad_weight)
+    """The weight gradient, in parts that are added up where one would not fill the GPU."""
+    shape, plan, crop = grad_weight.shape, geometry.plan, geometry.crops.left
+    if shape[0] == groups and row_cuts.weight_fits(plan) and input.size and grad_output.size:
+        arithmetic = _full(arithmetic)
+        batch, channels, out_length = grad_output.shape
+        cut = row_cuts.weight_cut(plan, crop, channels, batch, out_length, arithmetic.word_bytes)
+        configuration = Configuration(row_cuts.weight_blocks(cut, channels), row_cuts.WEIGHT_THREADS)
+        target = _parts(cut.parts, arithmetic, arithmetic.terms == 1, queue, grad_weight)
+        table = _table(row_cuts.phase_table(plan), queue.device)
+        run = depthwise_weight.grad_weight(arithmetic)
+        launches.start(run, configuration, queue, grad_output, input, table, cut, target)
     else:
-        memory = producers.workspace(parts * grad_weight.size, arithmetic.word, grad_weight, queue)
-        target = arrays.reshaped(memory, (parts, *shape))
-    blocks = parts * groups * sizes.row_tiles * sizes.column_tiles
-    run = weight_product.weight_product(tile, arithmetic)
-    arrays.start(run, Configuration(blocks, tile.threads), queue, grad_output, input, sizes, target)
-    if parts > 1:
+        tile = tiles.weight_tile(shape, groups, arithmetic)
+        sizes = tiles.weight_sizes(plan, tile, shape, groups, input.shape[0], input.shape[2], crop, arithmetic)
+        parts = tiles.parts_of(sizes)
+        target = _parts(parts, arithmetic, True, queue, grad_weight)
+        blocks = parts * groups * sizes.row_tiles * sizes.column_tiles
+        run = weight_product.weight_product(tile, arithmetic)
+        launches.start(run, Configuration(blocks, tile.threads), queue, grad_output, input, sizes, target)
+    if target.owner is not grad_weight:
         threads = weight_product.SUM_THREADS
         adding = Configuration(-(-grad_weight.size // threads), threads)
-        arrays.start(weight_product.add_parts, adding, queue, target, grad_weight)
+        launches.start(weight_product.add_parts, adding, queue, target, grad_weight)
+
+
+def _parts(parts: int, arithmetic: Arithmetic, direct: bool, queue: Queue, grad_weight: Any) -> Any:
+    """Where the parts of the weight gradient are summed: if there is one, in it where that may be, else apart."""
+    if parts == 1 and direct:
+        return arrays.batched(grad_weight)
+    memory = producers.workspace(parts * grad_weight.size, arithmetic.word, grad_weight, queue)
+    return arrays.reshaped(memory, (parts, *grad_weight.shape))
 
 
 def _is_depthwise(weight: Any, groups: int) -> bool:
@@ -111,32 +155,44 @@ def _full(arithmetic: Arithmetic) -> Arithmetic:
     return FLOAT32 if arithmetic.name == "tf32" else arithmetic
 
 
-def _packed(
-    kept: Kept | None, key: Any, weight: Any, layer: Layer, table: tuple[int, ...], tap_step: int, by_input: bool,
-    queue: Queue,
-) -> Packed:  # fmt: skip
-    """The packed weight: the layer's, packed at its first use on a GPU outside a graph, or the call's."""
-    key = (key, layer.arithmetic, queue.device)
-    own: Packed | None = None if kept is None else kept.get(key)
-    if kept is not None and own is not None:
+def _products(
+    kept: Kept | None, key: Any, packed: Callable[[], Iterator[Product]], queue: Queue
+) -> tuple[Product, ...]:
+    """What the layer keeps under the key, packed at its first use on a GPU outside a graph, or what the call packs.
+
+    What a graph packs, the layer keeps for the graph alone: its memory must be there when the graph runs.
+    """
+    if kept is None:
+        return tuple(packed())
+    own: Products | None = kept.get(key)
+    if own is not None:
         if own.ready is not None and captures.order(own.ready, queue):
             kept[key] = own = own._replace(ready=None)
-        producers.keep(own.panels, queue)
-        return own
-    if captures.capturing(queue):  # the panels are there when the graph runs, and only then
-        kept = None
+        for each in own.each:
+            producers.keep(each.panels, queue)
+        return own.each
+    captured = captures.capturing(queue)
+    own = Products(tuple(packed()), None if captured else queues.mark(queue))
+    if captured:
+        kept.setdefault("of graphs", []).append(own)
+    else:
+        kept[key] = own
+    return own.each
+
+
+def _packed(
+    weight: Any, layer: Layer, origin: int, table: tuple[int, ...], tap_step: int, by_input: bool, queue: Queue
+) -> Product:
+    """Queue the packing of a weight."""
     panels = producers.workspace(layer.packed, layer.arithmetic.word, weight, queue)
     view, phases = arrays.reshaped(panels, (layer.packed,)), _table(table, queue.device)
     configuration = Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS)
-    arrays.start(
+    launches.start(
         packing.pack(layer.arithmetic), configuration, queue, weight, phases, int(by_input), layer.tile_rows,
         layer.row_tiles, layer.channels * layer.phases, layer.phases, layer.term_channels, layer.taps, layer.stages,
         layer.stage_words, layer.panel_words, tap_step, view,
     )  # fmt: skip
-    own = Packed(view, phases, None if kept is None else arrays.mark(queue))
-    if kept is not None:
-        kept[key] = own
-    return own
+    return Product(layer, origin, view, phases)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -145,15 +201,20 @@ def _table(values: tuple[int, ...], device: int) -> Any:
     return arrays.constants(values, device)
 
 
-def _product(
-    source: Any, packed: Packed, layer: Layer, place: tuple[int, int, int, int], bias: Any, queue: Queue, target: Any
-) -> None:
-    """Queue the product of a family; `place` is origin, crop_out, q_first, positions."""
-    batch, arithmetic, positions = target.shape[0], layer.arithmetic, place[3]
-    tile = tiles.tile_for(layer, batch, positions)
+def _start(source: Any, own: Product, place: tuple[int, int, int, int], bias: Any, queue: Queue, target: Any) -> None:
+    """Queue a product; `place` is origin, crop_out, q_first, positions."""
+    batch, layer = target.shape[0], own.layer
+    tile = tiles.tile_for(layer, batch, place[3])
     sizes = tiles.sizes_of(layer, tile, batch, *place)
-    arguments = (source, packed.panels, packed.table, bias, sizes, target)
-    for other in tiles_of(arithmetic)[layer.tile_rows]:  # no later length is to wait for a compiler
-        arrays.compile_for(product.product(other, arithmetic), arguments, queue)
+    kernels = _kernels(layer.tile_rows, layer.arithmetic)
+    arguments = (source, own.panels, own.table, bias, sizes, target)
+    for kernel in kernels.values():  # no later length is to wait for a compiler
+        launches.compile_for(kernel, arguments, queue)
     configuration = Configuration(tiles.blocks_of(sizes, tile, batch), tile.threads)
-    arrays.start(product.product(tile, arithmetic), configuration, queue, *arguments)
+    launches.start(kernels[tile.columns], configuration, queue, *arguments)
+
+
+@functools.cache
+def _kernels(tile_rows: int, arithmetic: Arithmetic) -> dict[int, Any]:
+    """Those of the tiles of so many rows, by the columns of a tile."""
+    return {tile.columns: product.product(tile, arithmetic) for tile in tiles_of(arithmetic)[tile_rows]}

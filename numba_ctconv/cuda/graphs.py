@@ -13,8 +13,8 @@ import numpy as np
 from cuda.bindings import driver
 from numba import cuda
 
-from . import arrays, launch, rates
-from .arrays import Queue
+from . import arrays, launch, launches, queues, rates
+from .queues import Queue
 
 MOST_COPIED = 2**29  # bytes of the copied array,
 PART_OF_MEMORY = 16  # and at most this part of what is free
@@ -40,7 +40,7 @@ class Graphs:
         device = cuda.get_current_device()
         self.stream = int(_call("cuStreamCreate", driver.CUstream_flags.CU_STREAM_NON_BLOCKING.value))
         self._events_on = cuda.external_stream(self.stream)
-        self._queue = Queue(arrays.current_device(), self.stream)
+        self._queue = Queue(queues.current_device(), self.stream)
         self._threads = device.MULTIPROCESSOR_COUNT * BLOCKS * launch.THREADS
         self._flushed = cuda.device_array(flushed_bytes(device.L2_CACHE_SIZE), np.uint8)
         size = min(MOST_COPIED, int(context.get_memory_info().free) // PART_OF_MEMORY)
@@ -92,10 +92,13 @@ class Graphs:
         """On all multiprocessors."""
         if dtype not in self._sums:
             constants = cuda.to_device(np.array([0.5, 1.0, 0.0], dtype))
-            self._sums[dtype] = constants, cuda.device_array(self._threads, dtype)
+            sums = cuda.device_array(self._threads, dtype)
+            self._sums[dtype] = (
+                arrays.view(arrays.memory_of(constants), constants), arrays.view(arrays.memory_of(sums), sums),
+            )  # fmt: skip
             cuda.synchronize()  # they were copied on another stream
         grid = launch.Configuration(self._threads // launch.THREADS, launch.THREADS)
-        arrays.start(rates.multiply_adds, grid, self._queue, ROUNDS, *self._sums[dtype])
+        launches.start(rates.multiply_adds, grid, self._queue, ROUNDS, *self._sums[dtype])
         return 2 * rates.CHAINS * rates.STEPS * ROUNDS * int(self._threads)
 
     def nothing(self) -> None:
@@ -104,7 +107,7 @@ class Graphs:
             self.multiply_adds("float32")
         constants, sums = next(iter(self._sums.values()))
         few = launch.Configuration(launch.FEWEST_BLOCKS, launch.WARP)
-        arrays.start(rates.multiply_adds, few, self._queue, 0, constants, sums)
+        launches.start(rates.multiply_adds, few, self._queue, 0, constants, sums)
 
 
 class _Graph:

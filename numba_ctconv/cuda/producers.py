@@ -11,8 +11,9 @@ import numpy as np
 
 from .. import checks
 from ..checks import BFLOAT16
-from . import arrays, dlpack
-from .arrays import Memory, Queue
+from . import arrays, dlpack, queues
+from .arrays import Memory
+from .queues import Queue
 
 
 class Producer(Protocol):
@@ -53,6 +54,8 @@ class Numba:
 
     def stream(self, value: Any) -> int | None:
         """As its interface says."""
+        if hasattr(value, "__cuda_ndarray__"):
+            return arrays.own_stream(value)
         return arrays.memory_of(value).stream
 
     def order(self, value: Any, queue: Queue) -> None:
@@ -159,13 +162,13 @@ def _dtype(name: str) -> Any:
 
 def producer_of(value: Any) -> Producer:
     """The library that a value comes from."""
+    if hasattr(value, "__cuda_ndarray__"):
+        return NUMBA
     for library, array_type, producer in (("torch", "Tensor", TORCH), ("cupy", "ndarray", CUPY)):
         known = getattr(sys.modules.get(library), array_type, None)
         if known is not None and isinstance(value, known):
             return producer
-    if hasattr(value, "__cuda_ndarray__") or hasattr(value, "__cuda_array_interface__"):
-        return NUMBA
-    return DLPACK
+    return NUMBA if hasattr(value, "__cuda_array_interface__") else DLPACK
 
 
 def memory(value: Any, name: str) -> Memory:
@@ -174,8 +177,8 @@ def memory(value: Any, name: str) -> Memory:
 
 
 def device(value: Any) -> int | None:
-    """The number of the GPU that a value is on; None where it has no elements."""
-    return producer_of(value).device(value)
+    """The number of the GPU that a value is on; None where it has no elements, unless there is but one."""
+    return 0 if queues.one_gpu() else producer_of(value).device(value)
 
 
 def workspace(elements: int, dtype: np.dtype[Any], like: Any, queue: Queue) -> Any:
@@ -194,16 +197,19 @@ def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
     given = [(value, producer_of(value)) for value in values.values() if value is not None]
     own = [producer.stream(value) for value, producer in given]
     streams = [None if pointer is None else _legacy_as_default(pointer) for pointer in own]
-    devices = (device(value) for value, _ in given)
-    place = next((number for number in devices if number is not None), None)
+    place = None
+    for value, _ in given:
+        place = device(value)
+        if place is not None:
+            break
     queue = Queue(
-        arrays.current_device() if place is None else place,
+        queues.current_device() if place is None else place,
         (streams[0] or 0) if stream is None else _pointer(stream),
     )
-    if not arrays.belongs(queue):
+    if not queues.belongs(queue):
         checks.foreign_stream(queue.device)
     for pointer in {pointer for pointer in streams if pointer is not None} - {queue.stream}:
-        arrays.wait(queue, pointer)
+        queues.wait(queue, pointer)
     for (value, producer), other in zip(given, streams, strict=True):
         producer.order(value, queue)
         if other not in (None, queue.stream):
@@ -213,7 +219,7 @@ def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
 
 def _pointer(stream: Any) -> int:
     """The pointer of whatever a library calls a stream."""
-    if arrays.is_simulated_stream(stream):
+    if queues.is_simulated_stream(stream):
         return 0
     if hasattr(stream, "__cuda_stream__"):
         _, stream = stream.__cuda_stream__()

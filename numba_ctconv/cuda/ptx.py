@@ -97,6 +97,19 @@ def multiply_add_inside(typingctx, sums, column, row, places, start, length):
     return sums(sums, column, row, places, start, length), codegen
 
 
+@intrinsic
+def correlate(typingctx, sums, terms, window):
+    """sums[m] + Σ_j terms[j]·window[len(sums) - 1 + j - m], in the order of j, each rounded once."""
+
+    def codegen(context, builder, signature, args):
+        sums, terms, window = (cgutils.unpack_tuple(builder, tuple_) for tuple_ in args)
+        for j, term in enumerate(terms):
+            sums = [builder.fma(term, window[len(sums) - 1 + j - m], total) for m, total in enumerate(sums)]
+        return cgutils.pack_array(builder, sums)
+
+    return sums(sums, terms, window), codegen
+
+
 # --- shared memory ----------------------------------------------------------------------------------------------------
 
 

@@ -33,9 +33,12 @@ def assembly(builder, result, code, constraints, operands, **options):
 
 
 def widened(builder, name, bits):
-    """The float32 number of the 16 bits of a half."""
+    """The float32 number of the 16 bits of a half.
+
+    In assembly, which LLVM takes for costly: around a shift it would unroll loops until registers run out.
+    """
     if name == "bf16":
-        return builder.bitcast(builder.shl(builder.zext(bits, I32), I32(16)), F32)
+        return assembly(builder, F32, "{ .reg .b16 z; mov.b16 z, 0; mov.b32 $0, {z, $1}; }", "=f,h", [bits])
     return assembly(builder, F32, "cvt.f32.f16 $0, $1;", "=f,h", [bits])
 
 

@@ -2,13 +2,14 @@
 
 A row is one (item, channel). A block takes the same stretch of neighbouring rows, so many threads each; a thread takes
 results that lie one step apart, RESULTS of them in a pass. Nothing here decides in which order a result is summed, so
-all of it may follow the length and the batch.
+all of it may follow the length and the batch. The cut of grad_weight does, and follows the shapes alone.
 """
 
 from functools import lru_cache
 from typing import NamedTuple
 
 from ..geometry import Plan
+from .tiles import WORKSPACE_BYTES
 
 THREADS = 256
 RESULTS = 8  # of a thread in a pass, which share what it reads of the weight
@@ -17,6 +18,13 @@ ROOM = 4096 + 256  # samples of a block in shared memory: those of four passes a
 WEIGHTS = 1024  # likewise
 NARROWEST_SHIFT, WIDEST_SHIFT = 3, 8  # of the threads of a row, as powers of two
 ENOUGH_BLOCKS = 4 * 132  # four on each multiprocessor of a large chip
+# Of grad_weight: TAPS of a phase meet TERMS positions in a thread's registers, from TERMS + TAPS - 1 samples of the
+# input. An odd number of neighbouring positions lets neighbouring threads read from different banks.
+TAPS, TERMS = 8, 7
+WEIGHT_THREADS = 128
+WEIGHT_ROOM = 3000  # elements of shared memory: samples, and then the threads' sums
+UNITS = 32  # of a block, if it can choose: pairs of a phase and TAPS of its taps
+MOST_TILES = 32  # that a thread sums one after the other
 
 
 class Cut(NamedTuple):
@@ -104,9 +112,87 @@ def grad_input_cut(plan: Plan, crop_left: int, length: int) -> BackCut:
     return BackCut(plan.stride, plan.dilation, crop_left, shift, -(-length // (RESULTS << shift)))
 
 
+class WeightCut(NamedTuple):
+    """What the kernel of grad_weight is told.
+
+    A block has one channel of grad_output, and of the time some neighbouring tiles: `lines` items at once, `span`
+    positions q of each. A thread has a phase, one of `tap_groups` groups of TAPS taps, an item and, in
+    each of `passes`, TERMS neighbouring positions.
+    """
+
+    stride: int
+    tap_step: int
+    crop_left: int
+    crop_quotient: int
+    lines: int
+    lanes: int
+    tap_groups: int
+    ranges: int  # blocks that share the groups of a channel
+    most_shift: int  # of a phase's first tap
+    passes: int
+    span: int
+    samples: int  # of the input that a line's positions reach
+    tiles: int  # of a row
+    all_tiles: int  # of all items
+    part_tiles: int  # that a block sums
+    parts: int
+
+
+def _weight_reach(plan: Plan) -> tuple[int, int, int]:
+    """The shift of first taps, and the groups of taps of a block, and blocks that share those of a channel."""
+    taps = [plan.taps(phase) for phase in range(plan.stride)]
+    groups = -(-max(map(len, taps)) // TAPS)
+    ranges = -(-groups // max(1, UNITS // plan.stride))
+    return max(plan.shift(own[0]) for own in taps if own), -(-groups // ranges), ranges
+
+
+@lru_cache(maxsize=256)
+def weight_fits(plan: Plan) -> bool:
+    """Whether neighbouring taps of a phase take neighbouring samples, and a block has threads for all phases."""
+    return plan.dilation == plan.phase_step and plan.stride <= WEIGHT_THREADS
+
+
+def weight_cut(plan: Plan, crop_left: int, channels: int, batch: int, out_length: int, word_bytes: int) -> WeightCut:
+    """For grad_output (batch, channels, out_length): blocks enough to fill a chip, as memory for their sums allows."""
+    most_shift, tap_groups, ranges = _weight_reach(plan)
+    first = crop_left // plan.stride
+    positions = (crop_left + out_length - 1) // plan.stride - first + 1
+    beyond = most_shift + TAPS * tap_groups - 1
+    members = WEIGHT_THREADS // (plan.stride * tap_groups)
+
+    def room(span: int) -> int:
+        return span * plan.stride + span + beyond
+
+    passes = 1
+    while (
+        passes < MOST_PASSES
+        and passes * TERMS * members < positions
+        and room(2 * passes * TERMS * members) <= WEIGHT_ROOM
+        and channels * ranges * batch * positions >= ENOUGH_BLOCKS * 2 * passes * TERMS * members
+    ):
+        passes *= 2
+    tiles = -(-positions // (passes * TERMS * members))
+    lanes = -(-positions // (tiles * passes * TERMS))
+    span = passes * TERMS * lanes
+    lines = min(members // lanes, batch, WEIGHT_ROOM // room(span))
+    all_tiles = -(-batch // lines) * tiles
+    wanted = max(-(-ENOUGH_BLOCKS // (channels * ranges)), -(-all_tiles // MOST_TILES))
+    most = max(1, WORKSPACE_BYTES // (channels * plan.kernel_size * word_bytes))
+    part_tiles = -(-all_tiles // min(wanted, most, all_tiles))
+    return WeightCut(
+        plan.stride, plan.tap_step, crop_left, first, lines, lanes, tap_groups, ranges, most_shift, passes, span,
+        span + beyond, tiles, all_tiles, part_tiles, -(-all_tiles // part_tiles),
+    )  # fmt: skip
+
+
 def blocks_of(cut: Cut | BackCut, rows: int) -> int:
     """Blocks of a launch."""
     return -(-rows // cut.rows) * cut.tiles
+
+
+def weight_blocks(cut: WeightCut, channels: int) -> int:
+    """Blocks of a launch for grad_weight."""
+    return cut.parts * channels * cut.ranges
 
 
 @lru_cache(maxsize=256)

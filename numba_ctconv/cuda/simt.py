@@ -10,7 +10,7 @@ from typing import Any
 import numba.cuda
 
 from . import emulator, emulator_tensor
-from .arrays import SIMULATED
+from .queues import SIMULATED
 
 if not SIMULATED:
     from . import ptx as compiled

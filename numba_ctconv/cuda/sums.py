@@ -5,7 +5,7 @@ The Python bodies are what the simulator runs; for a GPU the type of the argumen
 
 import numpy as np
 
-from .arrays import SIMULATED
+from .queues import SIMULATED
 
 
 def wide(value):

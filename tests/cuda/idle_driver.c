@@ -15,7 +15,7 @@ typedef void *handle;
 typedef uint64_t pointer;
 enum {
     SUCCESS = 0, INVALID_CONTEXT = 201, NOT_FOUND = 500, NOT_READY = 600, CAPTURE_UNSUPPORTED = 900,
-    CAPTURE_ISOLATION = 905, CAPTURED_EVENT = 907
+    CAPTURE_ISOLATION = 905, CAPTURE_IMPLICIT = 906, CAPTURED_EVENT = 907
 };
 enum { RELAXED = 2 };
 
@@ -24,13 +24,15 @@ typedef struct { double at; int captured; } event;
 static handle primary = (handle)0x1000;
 static uintptr_t handles = 0x2000;
 static int capturing;           /* whether some stream is */
+static handle captured;         /* which */
 static int captured_mode;       /* of that capture */
 static __thread int mode;       /* of the calling thread */
 static __thread handle contexts[64];
 static __thread int depth;
 
 long idle_launches, idle_allocations, idle_waits; /* what the tests read */
-long idle_pending;                                /* what they write: no event is reached until it is waited for */
+uint64_t idle_arguments[128];                     /* of the last launch, as many as they ask for */
+long idle_pending, idle_asked;                    /* what they write: no event is reached until it is waited for */
 
 static int make(handle *made) { *made = (handle)(handles += 16); return SUCCESS; }
 
@@ -63,20 +65,30 @@ int cuCtxGetDevice(int *device) { *device = 0; return depth ? SUCCESS : INVALID_
 int cuCtxSynchronize(void) { idle_waits++; return !depth ? INVALID_CONTEXT : capturing ? CAPTURE_UNSUPPORTED : SUCCESS; }
 
 /* memory */
+static int unsafe(void) { return capturing && captured_mode != RELAXED && mode != RELAXED ? CAPTURE_UNSUPPORTED : SUCCESS; }
+/* what goes by the default stream waits for the others, of which one is captured */
+static int by_default(handle stream) { return capturing && !stream ? CAPTURE_IMPLICIT : SUCCESS; }
 int cuMemGetInfo_v2(size_t *available, size_t *total) { *available = *total = (size_t)1 << 28; return SUCCESS; }
 int cuMemAlloc_v2(pointer *memory, size_t size) {
     idle_allocations++;
+    if (unsafe()) return unsafe();
     *memory = (pointer)(uintptr_t)aligned_alloc(512, (size + 511) / 512 * 512);
     return depth ? SUCCESS : INVALID_CONTEXT;
 }
 int cuMemFree_v2(pointer memory) { free((void *)memory); return SUCCESS; }
-static int copy(void *target, const void *source, size_t size) { memcpy(target, source, size); return SUCCESS; }
-int cuMemcpyHtoD_v2(pointer target, void *source, size_t size) { return copy((void *)target, source, size); }
-int cuMemcpyDtoH_v2(void *target, pointer source, size_t size) { return copy(target, (void *)source, size); }
-int cuMemcpyDtoD_v2(pointer target, pointer source, size_t size) { return copy((void *)target, (void *)source, size); }
-int cuMemcpyHtoDAsync_v2(pointer t, void *s, size_t size, handle stream) { return copy((void *)t, s, size); }
-int cuMemcpyDtoHAsync_v2(void *t, pointer s, size_t size, handle stream) { return copy(t, (void *)s, size); }
-int cuMemcpyDtoDAsync_v2(pointer t, pointer s, size_t size, handle stream) { return copy((void *)t, (void *)s, size); }
+static int copy(void *target, const void *source, size_t size, handle stream) {
+    if (by_default(stream)) return by_default(stream);
+    memcpy(target, source, size);
+    return SUCCESS;
+}
+int cuMemcpyHtoD_v2(pointer t, void *s, size_t size) { return copy((void *)t, s, size, NULL); }
+int cuMemcpyDtoH_v2(void *t, pointer s, size_t size) { return copy(t, (void *)s, size, NULL); }
+int cuMemcpyDtoD_v2(pointer t, pointer s, size_t size) { return copy((void *)t, (void *)s, size, NULL); }
+int cuMemcpyHtoDAsync_v2(pointer t, void *s, size_t size, handle stream) { return copy((void *)t, s, size, stream); }
+int cuMemcpyDtoHAsync_v2(void *t, pointer s, size_t size, handle stream) { return copy(t, (void *)s, size, stream); }
+int cuMemcpyDtoDAsync_v2(pointer t, pointer s, size_t size, handle stream) {
+    return copy((void *)t, (void *)s, size, stream);
+}
 int cuMemsetD8Async(pointer memory, unsigned char value, size_t size, handle stream) {
     memset((void *)memory, value, size);
     return SUCCESS;
@@ -86,11 +98,19 @@ int cuPointerGetAttribute(int *value, int attribute, pointer memory) { *value = 
 /* streams, events, graphs */
 int cuStreamCreate(handle *stream, unsigned flags) { return make(stream); }
 int cuStreamGetCtx(handle stream, handle *context) { *context = primary; return SUCCESS; }
-int cuStreamSynchronize(handle stream) { idle_waits++; return capturing ? CAPTURE_UNSUPPORTED : SUCCESS; }
+int cuStreamSynchronize(handle stream) {
+    idle_waits++;
+    return !capturing ? SUCCESS : stream == captured ? CAPTURE_UNSUPPORTED : stream ? unsafe() : CAPTURE_IMPLICIT;
+}
 int cuStreamWaitEvent(handle stream, event *e, unsigned flags) {
     return e->captured == capturing ? SUCCESS : capturing ? CAPTURE_ISOLATION : CAPTURED_EVENT;
 }
-int cuStreamBeginCapture_v2(handle stream, int chosen) { capturing = 1; captured_mode = chosen; return SUCCESS; }
+int cuStreamBeginCapture_v2(handle stream, int chosen) {
+    capturing = 1;
+    captured = stream;
+    captured_mode = chosen;
+    return SUCCESS;
+}
 int cuStreamEndCapture(handle stream, handle *graph) { capturing = 0; return make(graph); }
 int cuStreamIsCapturing(handle stream, int *status) { *status = capturing; return SUCCESS; }
 int cuThreadExchangeStreamCaptureMode(int *exchanged) {
@@ -100,7 +120,7 @@ int cuThreadExchangeStreamCaptureMode(int *exchanged) {
     return SUCCESS;
 }
 static int forbidden(event *e) { /* to ask for it */
-    return e->captured ? CAPTURED_EVENT : capturing && captured_mode != RELAXED && mode != RELAXED ? CAPTURE_UNSUPPORTED : SUCCESS;
+    return e->captured ? CAPTURED_EVENT : unsafe();
 }
 int cuEventQuery(event *e) { return forbidden(e) ? forbidden(e) : idle_pending ? NOT_READY : SUCCESS; }
 int cuEventSynchronize(event *e) {
@@ -125,7 +145,7 @@ int cuEventElapsedTime_v2(float *milliseconds, event *begin, event *end) {
 
 /* code */
 int cuLibraryLoadData(handle *library, void *code, void *a, void *b, unsigned c, void *d, void *e, unsigned f) {
-    return make(library);
+    return unsafe() ? unsafe() : make(library);
 }
 int cuLibraryGetKernel(handle *kernel, handle library, const char *name) { return make(kernel); }
 int cuKernelGetFunction(handle *function, handle kernel) { return make(function); }
@@ -134,7 +154,12 @@ int cuFuncGetAttribute(int *value, int attribute, handle function) { *value = 32
 int cuLibraryGetGlobal(pointer *memory, size_t *size, handle library, const char *name) { return NOT_FOUND; }
 int cuLaunchKernelEx(void *configuration, handle function, void **arguments, void **extra) {
     idle_launches++;
-    return SUCCESS;
+    for (int i = 0; i < idle_asked; i++) idle_arguments[i] = *(uint64_t *)arguments[i];
+    return depth ? SUCCESS : INVALID_CONTEXT;
+}
+int cuLaunchKernel(handle function, unsigned gx, unsigned gy, unsigned gz, unsigned bx, unsigned by, unsigned bz,
+                   unsigned shared, handle stream, void **arguments, void **extra) {
+    return cuLaunchKernelEx(NULL, function, arguments, extra);
 }
 
 /* the rest, which succeeds and tells nothing */

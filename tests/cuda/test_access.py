@@ -13,10 +13,10 @@ from numba import cuda
 import numba_ctconv as nc
 from numba_ctconv.benchmark.workloads import Problem
 from numba_ctconv.checks import BFLOAT16
-from numba_ctconv.cuda import ENGINE, CudaEngine, arrays, dlpack, producers
+from numba_ctconv.cuda import ENGINE, CudaEngine, arrays, dlpack, producers, queues
 
 PROBLEM = Problem("access", 2, 3, 4, 5, 4, stride=2, padding=1)
-simulated = pytest.mark.skipif(not arrays.SIMULATED, reason="its arrays lie in host memory")
+simulated = pytest.mark.skipif(not queues.SIMULATED, reason="its arrays lie in host memory")
 
 
 def on_device(operands):
@@ -95,7 +95,7 @@ def test_dlpack_says_where_out_is(forward, operands, expected, newest):
 
 @simulated
 def test_a_producer_orders_its_work_before_the_launch_stream(forward, operands, monkeypatch):
-    monkeypatch.setattr(arrays, "stream_of", lambda _: 0)
+    monkeypatch.setattr(queues, "stream_of", lambda _: 0)
     x, w, b = (Exporting(a) for a in operands[:3])
     forward(x, w, b)
     forward(x, w, b, stream=96)
@@ -198,7 +198,7 @@ def test_halves_are_taken_from_numba_and_by_the_interface(operands, place):
             assert view.shape == host.shape
             assert view.strides == host.strides
     result = ENGINE.empty((2, 3), ENGINE.operands({"input": ENGINE.upload(given[0])})["input"].dtype, given[0],
-                          arrays.Queue(0, 0))  # fmt: skip
+                          queues.Queue(0, 0))  # fmt: skip
     assert result.dtype == dtype
 
 
@@ -241,7 +241,7 @@ def test_halves_are_not_mixed(forward, operands):
 def test_results_in_bfloat16_need_a_dtype_or_an_out(monkeypatch):
     monkeypatch.delitem(sys.modules, "ml_dtypes", raising=False)
     with pytest.raises(TypeError, match="`out` must be given for bfloat16 arrays of an unknown library"):
-        producers.NUMBA.empty((2, 3), BFLOAT16, arrays.Queue(0, 0))
+        producers.NUMBA.empty((2, 3), BFLOAT16, queues.Queue(0, 0))
 
 
 # --- refusals, and what they leave ------------------------------------------------------------------------------------
@@ -274,8 +274,8 @@ def test_refuses_tensors_of_torch_that_attributes_do_not_tell(forward, operands,
 
 @pytest.mark.usefixtures("no_work")
 def test_refuses_a_stream_of_another_context_before_it_waits_for_any(forward, operands, monkeypatch):
-    monkeypatch.setattr(arrays, "belongs", lambda _: False)
-    monkeypatch.setattr(arrays, "wait", lambda *_: pytest.fail("waited"))
+    monkeypatch.setattr(queues, "belongs", lambda _: False)
+    monkeypatch.setattr(queues, "wait", lambda *_: pytest.fail("waited"))
     with pytest.raises(ValueError, match="`stream` must be a stream of device 0, where the arrays are"):
         forward(*on_device(operands[:3]), stream=96)
 
@@ -309,7 +309,7 @@ def full(monkeypatch):
 
         def limited(*given, **options):
             if next(left, None) is None:
-                raise arrays.DriverError(2, "Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
+                raise queues.DriverError(2, "Call to cuMemAlloc results in CUDA_ERROR_OUT_OF_MEMORY")
             return device_array(*given, **options)
 
         monkeypatch.setattr(cuda, "device_array", limited)
@@ -339,11 +339,11 @@ def test_no_gradient_is_begun_where_not_all_of_them_fit(backward, operands, full
 
 def test_other_errors_of_the_driver_stay_what_they_are(forward, monkeypatch, operands):
     def fail(*_given, **_options):
-        raise arrays.DriverError(700, "CUDA_ERROR_ILLEGAL_ADDRESS")
+        raise queues.DriverError(700, "CUDA_ERROR_ILLEGAL_ADDRESS")
 
     given = on_device(operands[:3])
     monkeypatch.setattr(cuda, "device_array", fail)
-    with pytest.raises(arrays.DriverError, match="ILLEGAL_ADDRESS"):
+    with pytest.raises(queues.DriverError, match="ILLEGAL_ADDRESS"):
         forward(*given)
 
 

@@ -13,7 +13,7 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 from numba import cuda
 
 from numba_ctconv.benchmark.workloads import Problem
-from numba_ctconv.cuda import ENGINE, arrays, producers
+from numba_ctconv.cuda import ENGINE, arrays, producers, queues
 
 PROBLEM = Problem("arrays", 2, 3, 4, 5, 4, stride=2, padding=1)
 
@@ -195,7 +195,7 @@ def test_refuses_a_stream_beside_host_arrays(forward, operands):
         forward(*operands[:3], stream=0)
 
 
-@pytest.mark.skipif(not arrays.SIMULATED, reason="there is a GPU")
+@pytest.mark.skipif(not queues.SIMULATED, reason="there is a GPU")
 def test_device_arrays_without_a_gpu_say_what_is_missing():
     program = """
 import numba_ctconv
@@ -219,7 +219,7 @@ except TypeError as error:
 def waits(monkeypatch):
     """The waits of a call, as pairs of queue and stream; none is carried out, and no stream has to exist."""
     recorded = []
-    monkeypatch.setattr(arrays, "wait", lambda queue, pointer: recorded.append((queue, pointer)))
+    monkeypatch.setattr(queues, "wait", lambda queue, pointer: recorded.append((queue, pointer)))
     return recorded
 
 
@@ -229,7 +229,7 @@ def value(stream):
 
 def test_the_first_value_decides_and_the_others_are_waited_for(waits):
     queue = producers.queue_of(None, {"input": value(64), "weight": value(96), "bias": None, "more": value(64)})
-    assert queue == arrays.Queue(0, 64)
+    assert queue == queues.Queue(0, 64)
     assert waits == [(queue, 96)]
 
 
@@ -313,7 +313,7 @@ class FakeTorch(SimpleNamespace):
 
 
 def test_torch_allocates_on_the_launch_stream(forward, operands, expected, waits, monkeypatch):
-    monkeypatch.setattr(arrays, "stream_of", lambda _: 0)
+    monkeypatch.setattr(queues, "stream_of", lambda _: 0)
     torch = FakeTorch(current=64)
     monkeypatch.setitem(sys.modules, "torch", torch)
     result = forward(*map(torch.Tensor, operands[:3]))
@@ -324,13 +324,13 @@ def test_torch_allocates_on_the_launch_stream(forward, operands, expected, waits
 
 
 def test_torch_keeps_memory_that_another_stream_uses(forward, operands, waits, monkeypatch):
-    monkeypatch.setattr(arrays, "stream_of", lambda _: 0)
+    monkeypatch.setattr(queues, "stream_of", lambda _: 0)
     torch = FakeTorch(current=64)
     monkeypatch.setitem(sys.modules, "torch", torch)
     x, w, b, _ = operands
     forward(torch.Tensor(x), torch.Tensor(w), Foreign(b), stream=96)
     assert torch.log == [("record_stream", 96), ("record_stream", 96), ("stream", 96), ("empty", "float32", "cuda:0")]
-    assert waits == [(arrays.Queue(0, 96), 64)]
+    assert waits == [(queues.Queue(0, 96), 64)]
 
 
 def test_cupy_allocates_on_the_launch_stream(forward, operands, expected, monkeypatch):
@@ -374,7 +374,7 @@ assert not {"torch", "cupy"} & set(sys.modules)
     subprocess.run([sys.executable, "-c", program], check=True)
 
 
-@pytest.mark.skipif(arrays.SIMULATED, reason="the simulator compiles nothing")
+@pytest.mark.skipif(queues.SIMULATED, reason="the simulator compiles nothing")
 def test_layouts_share_one_compilation(forward, operands):
     from numba_ctconv.cuda.forward import gather  # noqa: PLC0415
 

@@ -22,10 +22,10 @@ from numba_ctconv.benchmark.formats import FORMATS
 from numba_ctconv.benchmark.progress import Progress
 from numba_ctconv.benchmark.workloads import CASES, Problem
 from numba_ctconv.cli import main
-from numba_ctconv.cuda import CudaEngine, arrays, graphs, rates
+from numba_ctconv.cuda import CudaEngine, graphs, queues, rates
 
-simulated = pytest.mark.skipif(not arrays.SIMULATED, reason="there is a GPU")
-real = pytest.mark.skipif(arrays.SIMULATED, reason="there is no GPU")
+simulated = pytest.mark.skipif(not queues.SIMULATED, reason="there is a GPU")
+real = pytest.mark.skipif(queues.SIMULATED, reason="there is no GPU")
 SUCCESS = graphs.driver.CUresult.CUDA_SUCCESS
 L2 = 1000
 
@@ -166,7 +166,7 @@ def test_flushes_copies_and_events_are_queued_on_the_stream(driver, clock):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_multiply_adds_are_as_many_as_is_said(dtype, clock, monkeypatch):
     started = []
-    monkeypatch.setattr(graphs.arrays, "start", lambda *given: started.append((*given[1:3], given[3:])))
+    monkeypatch.setattr(graphs.launches, "start", lambda *given: started.append((*given[1:3], given[3:])))
     threads = 2 * graphs.BLOCKS * graphs.launch.THREADS
     assert clock.multiply_adds(dtype) == 2 * threads * graphs.ROUNDS * rates.CHAINS * rates.STEPS
     grid, queue, (rounds, constants, sums) = started[0]
@@ -261,7 +261,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(timing, "BLOCK_SECONDS", 0.0)
     monkeypatch.setattr(on_gpu, "MOST_REPLAYS", 1)
     monkeypatch.setattr(on_gpu, "HOST_CALLS", (1, 1))
-    if arrays.SIMULATED:
+    if queues.SIMULATED:
         monkeypatch.setattr(machine, "find_gpu", lambda: Gpu("a GPU", "9.0", "13.0"))
         monkeypatch.setattr(on_gpu, "graphs", HostClock)
         monkeypatch.setattr(peers, "installed", lambda _: False)
@@ -284,7 +284,7 @@ def test_bench_times_rows_as_published_and_raised(style, tmp_path, capsys):
     head, *rows = records(file)
     options = head["options"]
     assert (options["device"], options["precision"], options["raise_gflop"]) == ("cuda", "ieee", 1e-6)
-    assert options["arrays"] == ("numba" if arrays.SIMULATED else "torch")
+    assert options["arrays"] == ("numba" if queues.SIMULATED else "torch")
     assert "nvidia_driver" in head["machine"]
     own = [row for row in rows if not row["contestant"].startswith("torch")]
     names = [name if style == "function" else f"{name} {style}" for name in ("auto", "gather")]
@@ -302,7 +302,7 @@ def test_bench_times_rows_as_published_and_raised(style, tmp_path, capsys):
         assert row["batch"] > 1 or row["sizes"] == "published"
         assert row["of_floor"] > 0
     assert "of copy" in out
-    assert out.splitlines()[0].startswith("a GPU, compute capability 9.0, driver ") or not arrays.SIMULATED
+    assert out.splitlines()[0].startswith("a GPU, compute capability 9.0, driver ") or not queues.SIMULATED
     assert markdown.read_text(encoding="utf-8").count("| a/plain |") == len(rows) / 2
     assert main(["report", str(file), "--contestant", names[0]]) == 0
     table = capsys.readouterr().out
@@ -329,7 +329,7 @@ def test_bench_measures_gradients_and_halves(dtype, tmp_path):
     itemsize = FORMATS[dtype].itemsize
     x, w, y = (row["batch"] * n for row, n in ((own[0], 4 * 5), (own[0], 0), (own[0], 2 * 10)))
     assert own[0]["bytes"] == itemsize * (x + w + 4 * 2 * 4 + y)
-    if arrays.SIMULATED:  # there is no product of torch's to compare halves with
+    if queues.SIMULATED:  # there is no product of torch's to compare halves with
         assert (own[0]["peak_gflops"] is None) == (dtype != "float64")
 
 

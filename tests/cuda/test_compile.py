@@ -60,7 +60,8 @@ for kind in (types.float16, types.bfloat16, types.float32, types.float64):
 # Every tile that there is, so all that a layer and a length can ask for. The weight gradient of halves is stored in
 # their dtype or, where it is summed in parts, in float32.
 TILED = """
-from numba_ctconv.cuda import arithmetic, depthwise, packing, product, row_cuts, tile, tiles, weight_product
+from numba_ctconv.cuda import arithmetic, depthwise, depthwise_weight, packing, product, row_cuts, tile, tiles
+from numba_ctconv.cuda import weight_product
 def keep(name, kernel, *signature):
     bounds = kernel.targetoptions["launch_bounds"]
     ptx[name] = cuda.compile_ptx(kernel.py_func, signature, cc=capability, launch_bounds=bounds)[0]
@@ -70,6 +71,7 @@ places = types.NamedUniTuple(i, len(tiles.Sizes._fields), tiles.Sizes)
 cuts = types.NamedUniTuple(i, len(tiles.WeightSizes._fields), tiles.WeightSizes)
 back = types.NamedUniTuple(i, len(row_cuts.BackCut._fields), row_cuts.BackCut)
 cut = types.NamedUniTuple(i, len(row_cuts.Cut._fields), row_cuts.Cut)
+weight_cut = types.NamedUniTuple(i, len(row_cuts.WeightCut._fields), row_cuts.WeightCut)
 for own in arithmetic.ALL:
     kind = getattr(types, own.name.replace("tf32", "float32"))
     word = getattr(types, own.word.name)
@@ -78,7 +80,9 @@ for own in arithmetic.ALL:
     if own.name != "tf32":
         keep(f"depthwise forward {own.name}", depthwise.forward(own), a, a, bias, integers, cut, a)
         keep(f"depthwise grad_input {own.name}", depthwise.grad_input(own), a, a, back, a)
-        keep(f"add_parts {own.name}", weight_product.add_parts, types.Array(word, 4, "A"), a)
+        sums = types.Array(word, 4, "A")
+        keep(f"depthwise grad_weight {own.name}", depthwise_weight.grad_weight(own), a, a, integers, weight_cut, sums)
+        keep(f"add_parts {own.name}", weight_product.add_parts, sums, a)
     for rows, shapes in tile.tiles_of(own).items():
         for each in shapes:
             name = f"{rows} x {each.columns}"

@@ -12,7 +12,7 @@ pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import Problem
-from numba_ctconv.cuda import ENGINE, arithmetic, fast, row_cuts
+from numba_ctconv.cuda import ENGINE, arithmetic, fast, row_cuts, weight_product
 from numba_ctconv.geometry import plan
 
 DTYPES = ["float32", "float64", "float16", "bfloat16"]
@@ -20,10 +20,14 @@ if importlib.util.find_spec("ml_dtypes") is None:  # which gives NumPy that dtyp
     DTYPES.remove("bfloat16")
 
 
+product_of_weights = weight_product.weight_product
+
+
 @pytest.fixture(autouse=True)
 def no_products(monkeypatch):
     """These layers take the kernels that are theirs."""
-    monkeypatch.setattr(fast, "_product", lambda *_: pytest.fail("a product"))
+    monkeypatch.setattr(fast, "_start", lambda *_: pytest.fail("a product"))
+    monkeypatch.setattr(weight_product, "weight_product", lambda *_: pytest.fail("a product"))
 
 
 def forward(problem, operands, **options):
@@ -43,10 +47,19 @@ def gradient(problem, operands, **options):
     return ENGINE.download(out.input)
 
 
-def exact_gradient(problem, operands):
+def weight_gradient(problem, operands, **options):
+    x, w, _, dy = (None if a is None else ENGINE.upload(a) for a in operands)
+    out = nc.Gradients(None, ENGINE.upload(np.full(operands[1].shape, np.nan, operands[1].dtype)), None)
+    nc.conv_transpose1d_backward(
+        dy, x, w, **problem.backward_parameters, algorithm="tiled", needs=("weight",), out=out, **options
+    )
+    return ENGINE.download(out.weight)
+
+
+def exact_gradients(problem, operands):
     x, w, _, dy = wide(operands)
     keywords = {name: value for name, value in problem.parameters.items() if name != "output_padding"}
-    return reference.conv_transpose1d_backward(dy, x, w, **keywords)[0]
+    return reference.conv_transpose1d_backward(dy, x, w, **keywords)
 
 
 def wide(operands):
@@ -60,15 +73,16 @@ def same_bits(result, exact):
 
 
 @st.composite
-def depthwise_problems(draw):
+def depthwise_problems(draw, most_outputs=1, divides=False):
     kernel_size, stride, dilation = (draw(st.integers(1, most)) for most in (40, 12, 7))
-    length, channels, batch = (draw(st.integers(1, most)) for most in (60, 3, 3))
+    stride *= dilation if divides else 1
+    length, channels, batch, outputs = (draw(st.integers(1, most)) for most in (60, 3, 3, most_outputs))
     full = (length - 1) * stride + dilation * (kernel_size - 1) + 1
     left = draw(st.integers(-9, full - 1))
     right = draw(st.integers(-9, full - 1 - max(left, 0)))
     return Problem(
-        "drawn", batch, channels, channels, length, kernel_size, stride=stride, padding=(left, right), groups=channels,
-        dilation=dilation, bias=draw(st.booleans()),
+        "drawn", batch, channels, channels * outputs, length, kernel_size, stride=stride,
+        padding=(left, right), groups=channels, dilation=dilation, bias=draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -83,7 +97,21 @@ def test_forward_equals_the_definition(problem, dtype):
 @given(depthwise_problems(), st.sampled_from(DTYPES))
 def test_grad_input_equals_the_definition(problem, dtype):
     operands = problem.operands(dtype)
-    same_bits(gradient(problem, operands), exact_gradient(problem, operands))
+    same_bits(gradient(problem, operands), exact_gradients(problem, operands)[0])
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    depthwise_problems(most_outputs=3, divides=True),
+    st.sampled_from(DTYPES),
+    st.sampled_from([1, row_cuts.ENOUGH_BLOCKS]),
+)
+def test_grad_weight_equals_the_definition(problem, dtype, enough):
+    operands = problem.operands(dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(row_cuts, "ENOUGH_BLOCKS", enough)
+        result = weight_gradient(problem, operands)
+    same_bits(result, exact_gradients(problem, operands)[1])
 
 
 LARGE = {
@@ -93,8 +121,11 @@ LARGE = {
     "many taps": Problem("many", 1, 2, 2, 70, 1000, stride=1, padding=(501, 498), groups=2),
     "far taps": Problem("far", 1, 2, 2, 40, 5, dilation=490, padding=(900, 900), groups=2),
     "short rows": Problem("short", 9, 7, 7, 3, 4, stride=2, padding=1, groups=7),
+    "phases without taps": Problem("phases", 3, 2, 2, 500, 3, stride=10, padding=(7, -20), groups=2, dilation=5),
+    "many phases": Problem("many phases", 2, 1, 1, 90, 250, stride=100, padding=(133, 20)),
     "no channel alone": Problem("unbatched", None, 5, 5, 33, 12, stride=6, dilation=4, padding=2, groups=5, bias=False),
 }
+UNFIT = {"wide stride", "far taps", "no channel alone"}  # for the kernel of grad_weight
 large = pytest.mark.parametrize("problem", LARGE.values(), ids=LARGE)
 
 
@@ -111,7 +142,16 @@ def test_large_problems_equal_the_definition(monkeypatch, problem, dtype, enough
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_large_gradients_equal_the_definition(problem, dtype):
     operands = problem.operands(dtype)
-    same_bits(gradient(problem, operands), exact_gradient(problem, operands))
+    same_bits(gradient(problem, operands), exact_gradients(problem, operands)[0])
+
+
+@pytest.mark.parametrize("problem", [p for name, p in LARGE.items() if name not in UNFIT], ids=set(LARGE) - UNFIT)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("enough", [1, row_cuts.ENOUGH_BLOCKS])
+def test_large_weight_gradients_equal_the_definition(monkeypatch, problem, dtype, enough):
+    monkeypatch.setattr(row_cuts, "ENOUGH_BLOCKS", enough)
+    operands = problem.operands(dtype)
+    same_bits(weight_gradient(problem, operands), exact_gradients(problem, operands)[1])
 
 
 def test_bits_depend_on_neither_batch_nor_length_nor_precision():
@@ -139,10 +179,24 @@ def test_what_is_not_finite_reaches_what_it_should(where, bad):
     operands = problem.operands()
     array = getattr(operands, where)
     array[1, 0, 5] = array[0, 0, 0] = bad
-    exact = exact_gradient(problem, operands)
+    exact = exact_gradients(problem, operands)[0]
     assert np.isfinite(exact).any()
     same_bits(gradient(problem, operands), exact)
     same_bits(forward(problem, operands), reference.conv_transpose1d(*operands[:3], **problem.forward_parameters))
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan])
+@pytest.mark.parametrize("where", ["input", "grad_output"])
+@pytest.mark.parametrize("at", [0, 3, -1])
+def test_what_is_not_finite_reaches_the_weights_it_should(where, bad, at):
+    problem = Problem("bad", 2, 3, 3, 30, 7, stride=3, padding=(4, 4), groups=3)
+    operands = problem.operands()
+    getattr(operands, where)[1, 0, at] = bad
+    exact = exact_gradients(problem, operands)[1]
+    assert not np.isfinite(exact[0]).all()
+    assert np.isfinite(exact[1:]).all()
+    assert at == 3 or np.isfinite(exact[0]).any()
+    same_bits(weight_gradient(problem, operands), exact)
 
 
 def test_arrays_of_any_strides():
@@ -151,6 +205,15 @@ def test_arrays_of_any_strides():
     exact = reference.conv_transpose1d(x, w, b, **problem.forward_parameters)
     wide_x, wide_w = (ENGINE.upload(np.repeat(a, 3, axis=2)) for a in (x, w))
     base = ENGINE.upload(np.full((*dy.shape[:2], 2 * dy.shape[2]), np.nan, np.float32))
+    own = ENGINE.upload(np.full((3, 1, 8), np.nan, np.float32))
+    out = nc.Gradients(None, own[:, :, ::2], None)
+    given = ENGINE.upload(np.repeat(dy, 2, axis=2))[:, :, ::2], wide_x[:, :, ::3], wide_w[:, :, ::3]
+    nc.conv_transpose1d_backward(
+        *given, **problem.backward_parameters, algorithm="tiled", needs=("weight",), out=out
+    )  # fmt: skip
+    own = ENGINE.download(own)
+    same_bits(own[:, :, ::2], exact_gradients(problem, (x, w, b, dy))[1])
+    assert np.isnan(own[:, :, 1::2]).all()
     given = wide_x[:, :, ::3], wide_w[:, :, ::3], ENGINE.upload(b)
     nc.conv_transpose1d(*given, **problem.forward_parameters, algorithm="tiled", out=base[:, :, ::2])
     host = ENGINE.download(base)
@@ -202,6 +265,41 @@ def test_every_gradient_is_computed_once(layer, crop, count, length):
     assert found.size >= length > found.size - row_cuts.RESULTS * threads
 
 
+weight_plans = st.builds(plan, st.integers(1, 1200), st.integers(1, 128), st.integers(1, 9)).filter(
+    row_cuts.weight_fits
+)
+
+
+@given(weight_plans, st.integers(-50, 50), st.integers(1, 300), st.integers(1, 40), st.integers(1, 5000))
+def test_every_term_of_the_weight_gradient_is_summed_once_and_within_memory(layer, crop, channels, batch, length):
+    cut = row_cuts.weight_cut(layer, crop, channels, batch, length, 4)
+    assert cut.lines * (cut.span * cut.stride + cut.samples) <= row_cuts.WEIGHT_ROOM
+    assert cut.stride * cut.tap_groups * cut.lines * cut.lanes <= row_cuts.WEIGHT_THREADS
+    most_taps = max(len(layer.taps(phase)) for phase in range(layer.stride))
+    assert cut.ranges * cut.tap_groups * row_cuts.TAPS >= most_taps
+    assert row_cuts.weight_blocks(cut, channels) == cut.parts * cut.ranges * channels
+    # tiles and what a tile has, as in depthwise_weight.run
+    assert (cut.parts - 1) * cut.part_tiles < cut.all_tiles <= cut.parts * cut.part_tiles
+    assert cut.all_tiles == -(-batch // cut.lines) * cut.tiles
+    first = cut.crop_quotient + np.arange(cut.tiles)[:, None, None] * cut.span
+    own = np.arange(cut.lanes)[:, None] * row_cuts.TERMS + np.arange(row_cuts.TERMS)
+    turns = np.arange(cut.passes)[:, None, None] * row_cuts.TERMS * cut.lanes
+    q = np.sort((first + (turns + own).ravel()).ravel())
+    np.testing.assert_array_equal(q, np.arange(q[0], q[0] + q.size))
+    assert q[0] * layer.stride <= crop
+    assert (q[-1] + 1) * layer.stride >= crop + length
+
+
+def test_parts_of_the_weight_gradient_are_many_where_channels_are_few_and_bounded():
+    layer = plan(12, 2, 1)
+    assert row_cuts.weight_cut(layer, 5, 1000, 1, 500, 4).parts == 1
+    cut = row_cuts.weight_cut(layer, 5, 24, 1, 880_000, 4)
+    assert cut.parts * 24 >= row_cuts.ENOUGH_BLOCKS
+    assert cut.part_tiles <= row_cuts.MOST_TILES
+    cut = row_cuts.weight_cut(plan(1024, 1, 1), 0, 4096, 64, 880_000, 8)
+    assert cut.parts == 1  # of 32 MiB
+
+
 def test_long_rows_are_taken_by_few_threads_in_several_passes():
     layer = plan(12, 2, 1)
     assert row_cuts.forward_cut(layer, 15, 4096, 100_000).passes == row_cuts.MOST_PASSES
@@ -213,9 +311,20 @@ def test_long_rows_are_taken_by_few_threads_in_several_passes():
 
 def test_what_does_not_fit_is_a_product(monkeypatch):
     products = []
-    monkeypatch.setattr(fast, "_product", lambda *given: products.append(given))
+    monkeypatch.setattr(fast, "_start", lambda *given: products.append(given))
     problem = Problem("unfit", 1, 2, 2, 4, 3, dilation=2000, groups=2)
     forward(problem, problem.operands())
+    assert products
+
+
+def test_what_does_not_fit_has_its_weight_gradient_by_a_product(monkeypatch):
+    products = []
+    monkeypatch.setattr(
+        weight_product, "weight_product", lambda *given: products.append(given) or product_of_weights(*given)
+    )
+    problem = Problem("unfit", 1, 2, 2, 4, 3, dilation=2, groups=2)
+    operands = problem.operands()
+    same_bits(weight_gradient(problem, operands), exact_gradients(problem, operands)[1])
     assert products
 
 

@@ -16,9 +16,9 @@ from numba import cuda
 
 import numba_ctconv as nc
 from numba_ctconv.benchmark.workloads import Problem
-from numba_ctconv.cuda import ENGINE, arrays
+from numba_ctconv.cuda import ENGINE, queues
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(arrays.SIMULATED, reason="there is no GPU")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(queues.SIMULATED, reason="there is no GPU")]
 
 PROBLEM = Problem("pipelines", 2, 12, 10, 65, 8, stride=4, padding=2)
 ALGORITHMS = ENGINE.algorithms
@@ -306,7 +306,7 @@ def test_a_stream_of_another_context(forward, operands, works):
         works()
 
 
-@pytest.mark.skipif(not arrays.SIMULATED and len(cuda.gpus) < 2, reason="one GPU")
+@pytest.mark.skipif(not queues.SIMULATED and len(cuda.gpus) < 2, reason="one GPU")
 def test_two_gpus(forward, operands, expected, works):
     x, w, b = on_device(operands[:3])
     with cuda.gpus[1]:

@@ -8,9 +8,9 @@ from numba import cuda
 
 import numba_ctconv as nc
 from numba_ctconv.benchmark.workloads import Problem
-from numba_ctconv.cuda import ENGINE, arrays
+from numba_ctconv.cuda import ENGINE, queues
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(arrays.SIMULATED, reason="there is no GPU")]
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(queues.SIMULATED, reason="there is no GPU")]
 
 PROBLEM = Problem("libraries", 2, 12, 10, 65, 8, stride=4, padding=2)
 CALLS = 50

@@ -83,7 +83,7 @@ CAPTURED = """
 from cuda.bindings import driver as bindings
 from numba import cuda
 import numba_ctconv as nc
-from numba_ctconv.cuda import arithmetic, arrays, packing
+from numba_ctconv.cuda import arithmetic, launches, packing
 modes = bindings.CUstreamCaptureMode
 memory = device.DeviceArrays(FORMATS["float32"])
 problem = Problem("kept", 2, 6, 4, 9, 10, stride=5)
@@ -93,8 +93,8 @@ layer = nc.ConvTranspose1d.from_state_dict(
 )
 x, out = memory.put(x), memory.empty(dy.shape, None)
 stream, other = cuda.stream(), cuda.stream()
-pack, packed, start = packing.pack(arithmetic.FLOAT32), [], arrays.start
-arrays.start = lambda kernel, *given: packed.append(kernel is pack) or start(kernel, *given)
+pack, packed, start = packing.pack(arithmetic.FLOAT32), [], launches.start
+launches.start = lambda kernel, *given: packed.append(kernel is pack) or start(kernel, *given)
 pending = ctypes.c_long.in_dll(driver, "idle_pending")
 def call(on=stream):
     packed.clear()
@@ -121,6 +121,70 @@ for mode in modes:
     told[mode.name] = captured(mode)
     told["after " + mode.name] = call()
     told["again in " + mode.name] = captured(mode)
+"""
+
+
+WORDS = """
+import threading
+from numba import cuda
+from numba_ctconv.cuda import arrays, forward, launches, product, row_cuts, tile, tiles
+from numba_ctconv.cuda.arithmetic import FLOAT32
+from numba_ctconv.cuda.launch import Configuration
+from numba_ctconv.cuda.queues import Queue
+from numba_ctconv.geometry import plan
+x, w, y = (cuda.device_array(shape, np.float32) for shape in ((3, 4, 50), (4, 2, 3), (3, 2, 60)))
+x, bias, none = x[:, ::2, 5:45], cuda.device_array(2, np.float32), cuda.device_array(0, np.float32)
+table, sizes = cuda.device_array(9, np.int64), tiles.Sizes(*range(100, 100 + len(tiles.Sizes._fields)))
+own = tile.FMA_TILES[4][16][-1]
+launched = {
+    "gather": (forward.gather, 32, (x, w, bias, 2, 1, -7, 0, 2**40, 1, y)),
+    "without bias": (forward.gather, 32, (x, w, none, 2, 1, 1, 0, 3, 1, y)),
+    "product": (product.product(own, FLOAT32), own.threads, (x, bias, table, bias, sizes, y)),
+}
+asked = ctypes.c_long.in_dll(driver, "idle_asked")
+def words():
+    return list((ctypes.c_int64 * asked.value).in_dll(driver, "idle_arguments"))
+def size(argument):
+    if hasattr(argument, "shape"):
+        return 5 + 2 * len(argument.shape)
+    return len(argument) if isinstance(argument, tuple) else 1
+for name, (kernel, threads, arguments) in launched.items():
+    seen = [arrays.view(arrays.memory_of(a), a) if hasattr(a, "shape") else a for a in arguments]
+    asked.value = sum(map(size, arguments))
+    before = count("launches")
+    given = (kernel, Configuration(200, threads), Queue(0, 0), *seen)
+    worker = threading.Thread(target=launches.start, args=given)  # which has no context yet
+    worker.start()
+    worker.join()
+    straight = words()
+    kernel[200, threads](*arguments)
+    told[name] = [straight, words(), count("launches") - before]
+"""
+
+FIRST = """
+from cuda.bindings import driver as bindings
+from numba import cuda
+import numba_ctconv as nc
+modes = bindings.CUstreamCaptureMode
+memory = device.DeviceArrays(FORMATS["float32"])
+stream = cuda.stream()
+for groups, strides in ((1, (5, 6, 7)), (6, (2, 3, 4))):
+    for mode, stride in zip(modes, strides):
+        problem = Problem("first", 2, 6, 6, 9, 10, stride=stride, groups=groups)
+        x, w, b, dy = problem.operands()
+        layer = nc.ConvTranspose1d.from_state_dict(
+            {"weight": w, "bias": b}, **problem.parameters, device="cuda", algorithm="tiled"
+        )
+        out, x, dy = memory.empty(dy.shape, None), memory.put(x), memory.put(dy)
+        gradients = nc.Gradients(*(memory.empty(a.shape, None) for a in (x, w, b)))
+        before = count("launches")
+        bindings.cuStreamBeginCapture(int(stream), mode)
+        try:
+            layer(x, out=out, stream=stream)
+            layer.backward(dy, x, out=gradients, stream=stream)
+        finally:
+            bindings.cuStreamEndCapture(int(stream))
+        told[f"{groups} {mode.name}"] = count("launches") - before
 """
 
 
@@ -172,6 +236,20 @@ def test_a_graph_takes_a_weight_that_is_packed_or_packs_its_own(on_idle_driver):
     assert len(told) == 3 * 3
     for when, what in told.items():
         assert what == ([0, 1, 0] if when.startswith("CU_") else [0, 0, 0]), when
+
+
+def test_a_launch_passes_the_words_that_numba_passes(on_idle_driver):
+    for straight, through_numba, launches in on_idle_driver(WORDS).values():
+        assert launches == 2
+        assert len(straight) > 40
+        assert straight == through_numba
+
+
+def test_the_first_call_of_a_layer_may_be_captured(on_idle_driver):
+    """Its kernels are compiled and loaded then, and the table of its phases brought to the GPU."""
+    told = on_idle_driver(FIRST)
+    assert len(told) == 2 * 3
+    assert min(told.values()) >= 4
 
 
 def test_the_benchmark_times_captured_graphs(on_idle_driver, tmp_path):

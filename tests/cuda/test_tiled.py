@@ -22,12 +22,13 @@ from numba_ctconv.benchmark.workloads import Problem, layer_problems
 from numba_ctconv.cuda import (
     ENGINE,
     arithmetic,
-    arrays,
     emulator,
     fast,
     fragments,
+    launches,
     multiply,
     packing,
+    queues,
     simt,
     tile,
     tiles,
@@ -35,7 +36,7 @@ from numba_ctconv.cuda import (
 from numba_ctconv.cuda.arithmetic import arithmetic_of
 from numba_ctconv.geometry import families, plan
 
-emulated = pytest.mark.skipif(not arrays.SIMULATED, reason="there is a GPU, which the emulator stands in for")
+emulated = pytest.mark.skipif(not queues.SIMULATED, reason="there is a GPU, which the emulator stands in for")
 # what a caller says for each arithmetic
 ARITHMETICS = {
     "float32": (np.float32, "ieee"),
@@ -241,9 +242,9 @@ def test_tf32_rounds_both_factors_to_nearest():
     np.testing.assert_array_equal(y.copy_to_host()[0, 0], rounded * rounded[-1])
     y = nc.conv_transpose1d(*on_device([x[..., -1:].copy(), two]), algorithm="tiled", precision="tf32")
     np.testing.assert_array_equal(y.copy_to_host()[0, 0], rounded[::-1] * rounded[-1])
-    dy = np.ones((1, 2, len(factors)), np.float32)
+    dy, two = np.ones((1, 2, len(factors)), np.float32), np.repeat(x, 2, axis=1)
     gradients = nc.conv_transpose1d_backward(
-        *on_device([dy, x, np.ones((1, 2, 1), np.float32)]), algorithm="tiled", precision="tf32", needs=("weight",)
+        *on_device([dy, two, np.ones((2, 2, 1), np.float32)]), algorithm="tiled", precision="tf32", needs=("weight",)
     )
     assert gradients.weight.copy_to_host()[0, 0, 0] == rounded.sum()
 
@@ -267,7 +268,7 @@ def test_halves_are_summed_in_float32_and_rounded_once(name):
 def test_a_gpu_without_the_instructions_gathers(monkeypatch, name):
     dtype, precision = ARITHMETICS[name]
     operands = SPECIAL.operands(dtype)
-    monkeypatch.setattr(arrays, "capability", lambda _: (7, 5))
+    monkeypatch.setattr(queues, "capability", lambda _: (7, 5))
     monkeypatch.setattr(fast, "forward", None)
     monkeypatch.setattr(fast, "grad_input", None)
     monkeypatch.setattr(fast, "grad_weight", None)
@@ -284,8 +285,8 @@ def test_a_layer_packs_its_weight_once(monkeypatch):
         packed.append(kernel in (packing.pack(own) for own in arithmetic.ALL))
         return started(kernel, *arguments)
 
-    started = arrays.start
-    monkeypatch.setattr(arrays, "start", start)
+    started = launches.start
+    monkeypatch.setattr(launches, "start", start)
     layer = nc.ConvTranspose1d(3, 4, 4, stride=2, device="cuda", algorithm="tiled")
     x = np.ones((1, 3, 5), np.float32)
     for _ in range(3):
