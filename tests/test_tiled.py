@@ -108,7 +108,8 @@ def test_moves_interleave_and_lay_out(dtype, rows, phases):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
-    ("run", "channels", "taps"), [(2, 4, 2), (4, 2, 2), (6, 1, 2), (5, 1, 3), (8, 1, 2), (3, 3, 1)]
+    ("run", "channels", "taps"),
+    [(2, 4, 2), (4, 2, 2), (6, 1, 2), (5, 1, 3), (8, 1, 2), (3, 3, 1), (7, 1, 1), (3, 1, 1)],
 )
 def test_moves_pack_whole_channels(dtype, run, channels, taps):
     size, rows = np.dtype(dtype).itemsize, run * channels
@@ -527,3 +528,48 @@ def test_a_weight_that_is_not_finite_is_found_while_panels_are_made(place, value
     own = nc.conv_transpose1d_backward(dy, x, w, needs=("input",), algorithm="tiled", **parameters)
     expected = reference.conv_transpose1d_backward(dy, x, w, **parameters)
     np.testing.assert_array_equal(own.input, expected[0])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("stride", "dilation", "padding"), [(3, 1, (0, 0)), (2, 1, (150, 40)), (1, 2, (0, 700))])
+@pytest.mark.parametrize("length", [1, 13, 40])
+def test_taps_that_reach_far_beyond_an_input(dtype, stride, dilation, padding, length):
+    """Most blocks of terms meet no sample in a tile's columns and are passed over, which changes no bit."""
+    rng = np.random.default_rng(1)
+    w, b = rng.integers(-4, 5, (7, 5, 1337)).astype(dtype), rng.integers(-4, 5, 5).astype(dtype)
+    x = rng.integers(-4, 5, (2, 7, length)).astype(dtype)
+    parameters = {"stride": stride, "dilation": dilation}
+    np.testing.assert_array_equal(
+        nc.conv_transpose1d(x, w, b, padding=padding, **parameters),
+        reference.conv_transpose1d(x, w, b, padding=padding, **parameters),
+    )
+    w, x = (rng.standard_normal(a.shape).astype(dtype) for a in (w, x))
+    longer = np.concatenate([x, rng.standard_normal((2, 7, 1500)).astype(dtype)], axis=2)
+    short, whole = (nc.conv_transpose1d(a, w, b, **parameters) for a in (x, longer))
+    np.testing.assert_array_equal(short[..., : length * stride], whole[..., : length * stride])
+
+
+@pytest.mark.parametrize("length", [5, 300])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_phases_that_no_tap_reaches_hold_the_bias(dtype, length):
+    """Of a few channels and of many, which are read in place by rows of tiles."""
+    for channels in (3, 260):
+        x, w = np.ones((1, channels, length), dtype), np.ones((channels, 14, 3), dtype)
+        out = np.full((1, 14, (length - 1) * 8 + 3), np.nan, dtype)
+        nc.conv_transpose1d(x, w, np.arange(14, dtype=dtype), stride=8, algorithm="tiled", out=out)
+        for phase in range(8):
+            expected = np.arange(14) + (channels if phase < 3 else 0)
+            assert (out[0, :, phase::8] == expected[:, None]).all()
+
+
+@pytest.mark.parametrize(("kernel_size", "stride"), [(2, 2), (5, 5), (7, 7), (9, 3)])
+def test_panels_of_neighbouring_tiles_do_not_touch(kernel_size, stride):
+    """A channel's weights may be fewer than a vector holds, which is stored whole but at the end of a panel."""
+    rng = np.random.default_rng(2)
+    layer = nc.ConvTranspose1d(130, 26, kernel_size, stride, bias=False)
+    layer.weight = rng.integers(-4, 5, layer.weight.shape).astype(np.float32)
+    for length in (1, 4, 33):
+        x = rng.integers(-4, 5, (1, 130, length)).astype(np.float32)
+        expected = reference.conv_transpose1d(x, layer.weight, stride=stride)
+        np.testing.assert_array_equal(layer(x), expected)
+        np.testing.assert_array_equal(nc.conv_transpose1d(x, layer.weight, stride=stride), expected)

@@ -38,10 +38,9 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
 
     `numbers` are a layout.Sizes, `panel_numbers` a layout.PanelSizes and its lists. Scratch, one after the other:
-    offsets (2, terms) of int64, into a slab and into rows that are read where they are; of each worker a slab
-    (strips · rows · pitch), sums of a tile or of a row of tiles, staging, and what two tiles start from; an element a
-    worker; and where some tiles are packed `together`, their panels, in place of `panels`. In the end its first element
-    is NaN where a weight was packed that is not finite, else 0.
+    offsets (2, terms) of int64, into a slab and into rows that are read where they are; memory of each worker's own, as
+    scratch_of parts it; an element a worker; and the panels that each makes, in place of `panels`. In the end its first
+    element is NaN where a weight was packed that is not finite, else 0.
     """
     sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
     term_rows, term_starts = lists_of(panel_numbers, panel_sizes)[1:3]
@@ -64,7 +63,7 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
 
 @task("r3 r1 c1 n1 n1 i i r4 c1 w3")
 def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight, scratch, output):
-    """What one worker does, whose panels are there, or are made of so many tiles `together`."""
+    """A worker's pieces, by panels that are there or that it makes of some tiles together."""
     source, bias, panels, weight = borrowed(source), borrowed(bias), borrowed(panels), borrowed(weight)
     scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
     sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
@@ -105,7 +104,7 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
 
 @task("r3 r1 c1 n1 n1 i i r4 c1 w3")
 def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worker, weight, scratch, output):
-    """What one worker does, who makes panels of blocks of terms."""
+    """A worker's pieces where columns are few, by panels of a few channels that it makes in turn."""
     source, bias, weight = borrowed(source), borrowed(bias), borrowed(weight)
     scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
     sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))

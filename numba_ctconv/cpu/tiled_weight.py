@@ -52,7 +52,7 @@ def share(
     grad_output, input, planes, shifts, taps, tiles, numbers, workers, worker, offsets, scratch, sums, infinite,
     grad_weight, grad_bias,
 ):  # fmt: skip
-    """What one worker does."""
+    """A worker's part of the groups, blocks and rows."""
     sizes = WeightSizes(*sizes_in(numbers))
     rows, strip, groups, parts, pitch = sizes.rows, sizes.strip, sizes.groups, sizes.parts, sizes.pitch
     batch, in_channels, length = input.shape
