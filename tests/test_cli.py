@@ -333,7 +333,7 @@ def test_verify_sees_an_element_that_nobody_wrote(monkeypatch, capsys):
     monkeypatch.setattr(verification, "problems", lambda: list(CASES[:1]))
     monkeypatch.setattr(CpuEngine, "grad_bias", lambda *_: None)
     assert main(["verify", "--device", "cpu"]) == 1
-    assert "WRONG  plain, gradients, cpu, auto, float32: bias[0] is nan" in capsys.readouterr().out
+    assert "WRONG  plain, gradients, cpu, gather, float32: bias[0] is nan" in capsys.readouterr().out
 
 
 def test_verify_goes_on_after_a_kernel_that_fails(monkeypatch, capsys):

@@ -9,7 +9,7 @@ from numba import prange
 from .compilation import helper, kernel
 from .intrinsics import address_of, call_move, call_pack, call_rows, copy_bytes, integers
 from .layout import PanelSizes
-from .rows import count_below, first_not_below, nothing_of
+from .rows import ZERO, count_below, first_not_below, nothing_of
 
 HEAD = len(PanelSizes._fields)
 panel_sizes_in = integers(HEAD)
@@ -28,7 +28,7 @@ def pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab):
     rows = source.shape[1] // sizes.groups * planes.size
     strips = -(-columns // strip)
     end = min(lead + -(-columns // lanes) * lanes + sizes.tail, (strips - 1) * strip + pitch)
-    item, at, done = column // sizes.item_columns, column % sizes.item_columns, 0
+    item, at, done = column // sizes.item_columns, column % sizes.item_columns, ZERO
     while done < end:  # an item's columns after the other's, counted from `lead` before the first
         run_end = min(done + sizes.item_columns - at, end) if item < source.shape[0] else end
         first = (sizes.q_first - lead + at) * step_in - sizes.crop_in  # the sample of plane 0 at the run's start

@@ -9,6 +9,8 @@ from .compilation import helper, reduction
 from .intrinsics import address_of, call_rows, copy_bytes
 from .target import CACHE_LINE
 
+ZERO = np.int64(0)  # for a helper's argument: for a literal it would be compiled apart
+
 
 @helper
 def first_not_below(x, step):

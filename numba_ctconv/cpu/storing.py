@@ -5,7 +5,7 @@ Part of tiled.product, the counterpart of packing.py.
 
 from .compilation import helper, part
 from .intrinsics import address_of, call_move, call_rows
-from .rows import count_below, first_not_below
+from .rows import ZERO, count_below, first_not_below
 
 
 @part
@@ -49,7 +49,7 @@ def store_tiles(
         channels = min(count * sizes.tile_channels, sizes.row_channels - channel)
         store_columns(
             staging, sizes, phases, panel_sizes, column, columns, tile_step // sizes.tile_channels, column_step,
-            channel + group * sizes.row_channels, channels, 0, output,
+            channel + group * sizes.row_channels, channels, ZERO, output,
         )  # fmt: skip
         return
     for t in range(count):
