@@ -11,6 +11,7 @@ import numpy as np
 from . import checks
 from .checks.wording import one_of, refuse
 from .dispatch import cpu_engine, cuda_engine
+from .functional import conv_transpose1d, conv_transpose1d_backward
 from .modules import ConvTranspose1d
 from .published import layers as published_layers
 
@@ -103,6 +104,8 @@ def run(
         layer = ConvTranspose1d(**own._asdict(), dtype=dtype, device=device, rng=np.random.default_rng(0))
         for batch, length in SHAPES:
             _call(layer, passes, batch, length)
+        if device == "cpu":
+            _call_function(layer, passes)
         # what takes over where an operand is not finite
         layer.weight = np.full((own.in_channels, own.out_channels // own.groups, own.kernel_size), np.nan, dtype)
         _call(layer, passes, 1, 1, np.nan)
@@ -121,6 +124,19 @@ def _call(layer: ConvTranspose1d, passes: Sequence[Pass], batch: int, length: in
         layer.backward(dy, x, needs=("input",))
     if "grad_weight" in passes:
         layer.backward(dy, x, needs=("weight", "bias"))
+
+
+def _call_function(layer: ConvTranspose1d, passes: Sequence[Pass]) -> None:
+    """Run what packs a weight as it meets it: a function on a short input."""
+    weight, stride, groups, dilation = layer.weight, layer.stride, layer.groups, layer.dilation
+    if "forward" in passes:
+        x = np.zeros((1, layer.in_channels, 1), layer.dtype)
+        conv_transpose1d(x, weight, stride=stride, groups=groups, dilation=dilation)
+    if "grad_input" in passes:
+        dy = np.zeros((1, layer.out_channels, dilation * (layer.kernel_size - 1) + 1), layer.dtype)
+        conv_transpose1d_backward(
+            dy, None, weight, stride, groups=groups, dilation=dilation, needs=("input",), input_length=1
+        )
 
 
 def _given(layers: Any) -> Iterator[Sizes]:
