@@ -111,12 +111,12 @@ def layouts():
         own = plan(layer.kernel_size, layer.stride, layer.dilation)
         c_in, c_out = layer.in_channels // layer.groups, layer.out_channels // layer.groups
         for itemsize in (4, 8):  # past what is kept of the host's layouts
-            for families, rows in (
-                (layout.forward_layouts.__wrapped__(own, c_in, c_out, itemsize), c_out),
-                (layout.grad_input_layouts.__wrapped__(own, c_out, c_in, itemsize), c_in),
+            for families in (
+                layout.forward_layouts.__wrapped__(own, c_in, c_out, itemsize),
+                layout.grad_input_layouts.__wrapped__(own, c_out, c_in, itemsize),
             ):
                 for family in families or ():
-                    yield itemsize, family, family.many_streams(rows)
+                    yield itemsize, family, family.many_streams
 
 
 def shapes():

@@ -96,7 +96,7 @@ def call_of(family: Family, problem: Problem) -> Call:
     together, terms = max(own.few_tiles, own.tall_tiles), sizes.block_channels * own.taps
     totals_size, made_tiles = 0, sizes.together
     if sizes.block_channels > 0:
-        totals_size = -(-own.row_tiles(own.row_channels) // together) * together * own.most_sums
+        totals_size = -(-own.row_tiles // together) * together * own.most_sums
         made_tiles = together
     made_size = made_tiles * (terms or len(own.term_rows)) * own.rows
     made_size += own.beyond + line if made_size > 0 else 0
@@ -118,10 +118,10 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     """
     groups, (batch, _, length), strides, long, packed, *steps = problem
     crop_in, _, q_first, positions = steps
-    row_channels, itemsize = layout.row_channels, layout.itemsize
+    itemsize = layout.itemsize
     full = layout.vectors * layout.lanes
-    row_tiles = layout.row_tiles(row_channels)
-    in_place = reads_in_place(layout, row_channels, strides, itemsize)
+    row_tiles = layout.row_tiles
+    in_place = reads_in_place(layout, strides)
     item_columns = columns_between_items(layout, length, crop_in, q_first, positions)
     columns = (batch - 1) * item_columns + positions
     widest = layout.width
@@ -129,7 +129,7 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     room = target.SUMS_BYTES // itemsize // layout.rows  # for the sums of a row of tiles
     if row_tiles > 1:  # each of which reads the block again
         room = min(room, SLAB_BYTES // itemsize // layout.slab_rows)
-    many = in_place and layout.many_streams(row_channels)
+    many = in_place and layout.many_streams
     if many and min(room, columns) >= LEAST_ROW * full:
         widest = min(widest, room // full * full)
         row_sums = widest * layout.rows
@@ -153,7 +153,7 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
         if row_tiles * layout.most_sums * itemsize > PANELS_BYTES:
             block_channels = 0
     if not packed and block_channels == 0 and blocks <= MOST_BLOCKS_REMADE:
-        together = tiles_together(layout, itemsize)
+        together = tiles_together(layout)
     far = layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full)
     if far:
         row_sums = full * layout.rows
@@ -163,9 +163,9 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     )  # fmt: skip
 
 
-def tiles_together(layout: Layout, itemsize: int) -> int:
+def tiles_together(layout: Layout) -> int:
     """Tiles whose panels are made and used while they are in a cache; 0 where not even two fit."""
-    panel_bytes = max(1, len(layout.term_rows) * layout.rows * itemsize)
+    panel_bytes = max(1, len(layout.term_rows) * layout.rows * layout.itemsize)
     return min(PANELS_BYTES // panel_bytes // 2 * 2, MOST_TOGETHER)
 
 
@@ -183,15 +183,15 @@ def columns_between_items(layout: Layout, length: int, crop_in: int, q_first: in
     return max(end - begin - zeros, positions)
 
 
-def reads_in_place(layout: Layout, row_channels: int, strides: tuple[int, ...], itemsize: int) -> bool:
+def reads_in_place(layout: Layout, strides: tuple[int, ...]) -> bool:
     """Whether the rows of a source with such strides serve as they are.
 
     They have to be contiguous, met too seldom to be worth copying, and at no distance at which they take each other's
     place in the second-level cache.
     """
     _, pitch, step = strides
-    if layout.step_in != 1 or not layout.every_plane or step != itemsize or pitch % step != 0 or pitch <= 0:
+    if layout.step_in != 1 or not layout.every_plane or step != layout.itemsize or pitch % step != 0 or pitch <= 0:
         return False
-    if layout.row_tiles(row_channels) * layout.taps > MOST_IN_PLACE:
+    if layout.row_tiles * layout.taps > MOST_IN_PLACE:
         return False
     return layout.slab_rows * math.gcd(pitch, CACHE_PERIOD) <= CACHE_WAYS * CACHE_PERIOD

@@ -156,7 +156,7 @@ class Task:
 
     def _compile(self, dtype: np.dtype[Any]) -> tuple[int, Any]:
         function, signature = self.function, signature_of(self.arguments, dtype)
-        compiled = numba.njit(nogil=True, error_model="numpy", fastmath=EXACT)(function)
+        compiled = helper(function)
         keep_on_disk(compiled, f"{function.__module__.rpartition('.')[2]}.{function.__name__}-task")
         compiled.compile(signature)
         (result,) = compiled.overloads.values()

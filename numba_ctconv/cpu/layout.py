@@ -124,9 +124,10 @@ class Layout:
     row_channels: int  # of a group of the output
     itemsize: int
 
-    def row_tiles(self, row_channels: int) -> int:
+    @property
+    def row_tiles(self) -> int:
         """Tiles that cover the rows of a group."""
-        return -(-row_channels // (self.rows // self.tile_phases)) * -(-len(self.phases) // self.tile_phases)
+        return -(-self.row_channels // (self.rows // self.tile_phases)) * -(-len(self.phases) // self.tile_phases)
 
     @property
     def beyond(self) -> int:
@@ -148,12 +149,13 @@ class Layout:
         """Whether a block of terms may meet no sample in a tile's columns: each has neighbouring taps of a channel."""
         return self.step_in == 1 and self.taps >= LEAST_FAR_BLOCKS * BLOCK
 
-    def many_streams(self, row_channels: int) -> bool:
+    @property
+    def many_streams(self) -> bool:
         """Whether rows that are read in place are too many to be read side by side.
 
         Then all tiles of a block sum up a block of terms before any sums up the next.
         """
-        in_place = self.step_in == 1 and self.every_plane and self.row_tiles(row_channels) * self.taps <= MOST_IN_PLACE
+        in_place = self.step_in == 1 and self.every_plane and self.row_tiles * self.taps <= MOST_IN_PLACE
         return in_place and self.slab_rows > MOST_STREAMS and self.taps > 0
 
 

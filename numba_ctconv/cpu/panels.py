@@ -66,7 +66,7 @@ def of_rows(weight: Any, *_how: Any, now: bool) -> Rows:  # noqa: ARG001  # as t
 def values_of(weight: Any, family: Family) -> tuple[Any, bool]:
     """All panels of a family, and whether they are finite."""
     own, together = family.layout, family.together
-    tiles = weight.shape[0] * own.row_tiles(weight.shape[2])
+    tiles = weight.shape[0] * own.row_tiles
     values = _aligned(tiles * len(own.term_rows) * own.rows + own.beyond, weight.dtype)
     infinite = np.zeros(-(-tiles // together), weight.dtype)
     packing.pack_panels(weight, family.numbers, together, infinite, values)
@@ -89,23 +89,23 @@ def _packed(split: Any, families: Families, now: bool) -> Packed:
 
 @functools.lru_cache(maxsize=64)
 def _forward_families(plan: Plan, channels: int, row_channels: int, size: int) -> Families | None:
-    return _families(layout.forward_layouts(plan, channels, row_channels, size), row_channels, size, MOST_TOGETHER)
+    return _families(layout.forward_layouts(plan, channels, row_channels, size), MOST_TOGETHER)
 
 
 @functools.lru_cache(maxsize=64)
 def _grad_input_families(plan: Plan, channels: int, row_channels: int, size: int) -> Families | None:
-    return _families(layout.grad_input_layouts(plan, channels, row_channels, size), row_channels, size, 1)
+    return _families(layout.grad_input_layouts(plan, channels, row_channels, size), 1)
 
 
-def _families(layouts: tuple[Layout, ...] | None, row_channels: int, size: int, together: int) -> Families | None:
+def _families(layouts: tuple[Layout, ...] | None, together: int) -> Families | None:
     if layouts is None:
         return None
-    return tuple(Family(own, _numbers(own, row_channels, size), together) for own in layouts)
+    return tuple(Family(own, _numbers(own), together) for own in layouts)
 
 
-def _numbers(own: Layout, row_channels: int, size: int) -> Any:
+def _numbers(own: Layout) -> Any:
     """A PanelSizes and its lists, with the addresses of the tiles and moves."""
-    row_of_tiles = own.many_streams(row_channels) or own.reaches_far
+    size, row_of_tiles = own.itemsize, own.many_streams or own.reaches_far
     tiles = microkernels.tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
     sizes = PanelSizes(
         own.lanes,

@@ -25,7 +25,7 @@ from .compilation import helper, kernel, task
 from .intrinsics import address_of, borrowed, call_task, integers, release_gil, store_integer, take_gil
 from .layout import PanelSizes, Sizes
 from .packing import lists_of, pack_slab, pack_tiles, panel_sizes_in, tiles_of
-from .rows import nothing_of, to_line
+from .rows import ZERO, nothing_of, to_line
 from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles
 
 TASKS_EACH = 4  # of a worker, at least, where there are as many
@@ -75,16 +75,12 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
     strip_size = source.shape[1] // sizes.groups * planes.size * sizes.pitch * size
     slab, _, own, made = scratch_of(scratch, sizes, terms, workers, worker)
     check = scratch.dtype.type(0)
-    packed = -1
+    packed = ZERO - 1  # no block
     for piece in range(worker * cut.pieces // workers, (worker + 1) * cut.pieces // workers):
         group, column, columns, row_begin, row_end = piece_of(piece, cut, sizes, row_tiles)
-        block_at, block_offsets, strip_width = address_of(slab), address_of(scratch), sizes.strip
-        source_at = direct_source(source, sizes, group, column, columns)
-        if source_at != 0:
-            block_at, block_offsets, strip_width = source_at, block_offsets + terms * 8, columns
-        elif piece // cut.parts != packed:
-            pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab)
-            packed = piece // cut.parts
+        block_at, block_offsets, strip_width, packed = block_of(
+            source, planes, sizes, panel_sizes, piece // cut.parts, packed, group, column, columns, terms, slab, scratch
+        )  # fmt: skip
         together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
         for begin in range(row_begin, row_end, together):
             end, first = min(begin + together, row_end), group * row_tiles + begin
@@ -114,16 +110,12 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     cut = cut_of(source, sizes, row_tiles, workers)
     slab, totals, own, made = scratch_of(scratch, sizes, terms, workers, worker)
     check = scratch.dtype.type(0)
-    packed = -1
+    packed = ZERO - 1  # no block
     for piece in range(worker * cut.pieces // workers, (worker + 1) * cut.pieces // workers):
         group, column, columns, row_begin, row_end = piece_of(piece, cut, sizes, row_tiles)
-        block_at, block_offsets = address_of(slab), address_of(scratch)
-        source_at = direct_source(source, sizes, group, column, columns)
-        if source_at != 0:
-            block_at, block_offsets = source_at, block_offsets + terms * 8
-        elif piece // cut.parts != packed:
-            pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab)
-            packed = piece // cut.parts
+        block_at, block_offsets, _, packed = block_of(
+            source, planes, sizes, panel_sizes, piece // cut.parts, packed, group, column, columns, terms, slab, scratch
+        )  # fmt: skip
         check += sum_blocks(
             row_begin, row_end, cut.group_tiles, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight,
             block_at, block_offsets, group, column, columns, made, totals, own, output,
@@ -242,6 +234,22 @@ def sum_blocks(
                 for k in range(weight.shape[3]):
                     check += weight[group, i, c, k] * output.dtype.type(0)
     return check
+
+
+@helper
+def block_of(
+    source, planes, sizes, panel_sizes, block, packed, group, column, columns, terms, slab, scratch
+):  # fmt: skip
+    """Where a block of columns lies: in the source, or in the slab, packed unless that holds it already.
+
+    Its address, that of the offsets of its rows, the width of its strips, and the block that the slab then holds.
+    """
+    source_at = direct_source(source, sizes, group, column, columns)
+    if source_at != 0:
+        return source_at, address_of(scratch) + terms * 8, columns, packed
+    if block != packed:
+        pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab)
+    return address_of(slab), address_of(scratch), sizes.strip, block
 
 
 @helper
