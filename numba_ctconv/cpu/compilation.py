@@ -16,7 +16,8 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import llvmlite
@@ -33,10 +34,14 @@ from . import target
 EXACT = {"contract"}
 # A reduction over contiguous memory may also be split into one partial sum a vector lane.
 REDUCTION = {"contract", "reassoc"}
+# What compiled code alone calls does without the wrappers for Python and C, which would take longer than it itself.
+INNER = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 # Only prange is shared out. An array expression as a parallel region of its own would cost a third of the compile time.
 PRANGE = dict.fromkeys(
     ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
 ) | {"prange": True}
+
+NO_RECORDS: Mapping[str, np.dtype[Any]] = MappingProxyType({})
 
 PREFIX = "ctconv-"  # of the files on disk
 UNUSED_AFTER = 7 * 24 * 3600.0  # seconds after which code of other sources that nobody loaded is removed
@@ -48,17 +53,17 @@ _workqueue = threading.Lock()
 
 def helper(function: Callable[..., Any]) -> Any:
     """A serial function that kernels of the same file call; compiled into them."""
-    return numba.njit(nogil=True, error_model="numpy", fastmath=EXACT)(function)
+    return numba.njit(**INNER, fastmath=EXACT)(function)
 
 
 def part(function: Callable[..., Any]) -> Any:
     """A helper that is short beside the passing of its arguments: its code is put where it is called."""
-    return numba.njit(nogil=True, error_model="numpy", fastmath=EXACT, forceinline=True)(function)
+    return numba.njit(**INNER, fastmath=EXACT, forceinline=True)(function)
 
 
 def reduction(function: Callable[..., Any]) -> Any:
     """A helper that sums over contiguous memory."""
-    return numba.njit(nogil=True, error_model="numpy", fastmath=REDUCTION)(function)
+    return numba.njit(**INNER, fastmath=REDUCTION)(function)
 
 
 def kernel(arguments: str, *, nogil: bool = True) -> Callable[[Callable[..., Any]], "Kernel"]:
@@ -122,7 +127,9 @@ class Kernel:
 
     def _form(self, form: str, signature: Any, parallel: Any) -> Any:
         function = self.function
-        compiled = numba.njit(parallel=parallel, nogil=self.nogil, error_model="numpy", fastmath=EXACT)(function)
+        compiled = numba.njit(
+            parallel=parallel, nogil=self.nogil, error_model="numpy", fastmath=EXACT, no_cfunc_wrapper=True
+        )(function)
         keep_on_disk(compiled, f"{function.__module__.rpartition('.')[2]}.{function.__name__}-{form}")
         self.dispatchers.append(compiled)
         # What a dispatcher calls once it has told the types of its arguments, which takes as long as a tiny layer: here
@@ -130,20 +137,22 @@ class Kernel:
         return compiled.compile(signature)
 
 
-def task(arguments: str) -> Callable[[Callable[..., Any]], "Task"]:
-    """Decorate what each worker of a kernel does with what it takes, as a kernel is."""
-    return lambda function: Task(function, arguments.split())
+def task(arguments: str, **records: np.dtype[Any]) -> Callable[[Callable[..., Any]], "Task"]:
+    """Decorate what kernels call by its address with what it takes, as a kernel is; or records by their names."""
+    return lambda function: Task(function, arguments.split(), records)
 
 
 class Task:
-    """A function that kernels call by its address, compiled once for each dtype.
+    """A function that kernels, and other tasks, call by its address, compiled once for each dtype.
 
-    What stands in a kernel is compiled into both of its forms, and thrice into the parallel one.
+    What stands in a kernel is compiled into both of its forms, and thrice into the parallel one; and a helper is
+    optimised anew with every helper that calls it, those that call that, and so on.
     """
 
-    def __init__(self, function: Callable[..., Any], arguments: list[str]) -> None:
+    def __init__(self, function: Callable[..., Any], arguments: list[str], records: dict[str, np.dtype[Any]]) -> None:
         self.function = function
         self.arguments = arguments
+        self.records = records
         self.compiled: dict[np.dtype[Any], tuple[int, Any]] = {}  # addresses, and what owns the code
         self.__doc__ = function.__doc__
 
@@ -155,7 +164,7 @@ class Task:
         return self.compiled[dtype][0]
 
     def _compile(self, dtype: np.dtype[Any]) -> tuple[int, Any]:
-        function, signature = self.function, signature_of(self.arguments, dtype)
+        function, signature = self.function, signature_of(self.arguments, dtype, self.records)
         compiled = helper(function)
         keep_on_disk(compiled, f"{function.__module__.rpartition('.')[2]}.{function.__name__}-task")
         compiled.compile(signature)
@@ -163,7 +172,7 @@ class Task:
         return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name)), compiled
 
 
-def signature_of(arguments: list[str], dtype: np.dtype[Any]) -> Any:
+def signature_of(arguments: list[str], dtype: np.dtype[Any], records: Mapping[str, np.dtype[Any]] = NO_RECORDS) -> Any:
     """The signature of such arguments for a dtype; nothing is returned."""
     element = numba.from_dtype(dtype)
     layouts = {
@@ -173,7 +182,13 @@ def signature_of(arguments: list[str], dtype: np.dtype[Any]) -> Any:
         "n": lambda dimensions: types.Array(types.int64, dimensions, "C", readonly=True),
         "o": lambda dimensions: types.Array(types.int64, dimensions, "C"),
     }
-    return types.void(*(types.int64 if a == "i" else layouts[a[0]](int(a[1])) for a in arguments))
+
+    def kind(argument: str) -> Any:
+        if argument in records:
+            return numba.from_dtype(records[argument])
+        return types.int64 if argument == "i" else layouts[argument[0]](int(argument[1]))
+
+    return types.void(*map(kind, arguments))
 
 
 def keep_on_disk(compiled: Any, name: str) -> None:

@@ -38,20 +38,16 @@ def borrowed(typingctx, array):
     return array(array), codegen
 
 
-def integers(count):
-    """A function that gives the integers of an array as a tuple, which Numba itself takes long to take from Python."""
-    result = types.UniTuple(types.int64, count)
+@intrinsic
+def record_of(typingctx, numbers, kind):
+    """What begins at the first element of an array, by the names of its fields: passed on as one address."""
+    record = kind.dtype
 
-    @intrinsic
-    def read(typingctx, numbers):
-        def codegen(context, builder, signature, args):
-            data = context.make_array(signature.args[0])(context, builder, args[0]).data
-            places = [builder.gep(data, [ir.IntType(64)(k)]) for k in range(count)]
-            return context.make_tuple(builder, result, [builder.load(place) for place in places])
+    def codegen(context, builder, signature, args):
+        view = context.make_array(signature.args[0])(context, builder, args[0])
+        return builder.bitcast(view.data, context.get_value_type(record))
 
-        return result(numbers), codegen
-
-    return read
+    return record(numbers, kind), codegen
 
 
 @intrinsic
@@ -162,14 +158,15 @@ def call_rows(typingctx, function, values):
 @intrinsic
 def call_task(typingctx, address, values):
     """Call what a compilation.Task compiled with a tuple of what it takes."""
+    kinds = [types.int64 if isinstance(kind, types.Integer) else kind for kind in values]  # a literal is an int64 too
 
     def codegen(context, builder, signature, args):
-        kinds = signature.args[1].types
         convention = context.call_conv
         function = convention.get_function_type(types.none, kinds)
         given = [cgutils.alloca_once_value(builder, ir.Constant(kind.pointee, None)) for kind in function.args[:2]]
+        unpacked = zip(cgutils.unpack_tuple(builder, args[1]), values, kinds, strict=True)
         given += convention._get_arg_packer(kinds).as_arguments(  # noqa: SLF001  # there is no public way
-            builder, cgutils.unpack_tuple(builder, args[1], len(kinds))
+            builder, [context.cast(builder, value, own, kind) for value, own, kind in unpacked]
         )
         builder.call(
             builder.inttoptr(args[0], function.as_pointer()), given

@@ -85,12 +85,24 @@ class PanelSizes(NamedTuple):
     lay_out: int  # and of the moves of the runs that a tile leaves, and
     deinterleave: int  # of the planes of a source; or 0
     copy_rows: int  # and of short rows; or 0
+    pack_slab: int  # address of what packs a block of columns,
+    pack_tiles: int  # of what packs the weights of tiles,
+    store_columns: int  # and of what stores a staged tile
     tile_row: int  # address of the rows of tiles, for many rows that are read in place; or 0
     tall_tile: int  # and of several tiles of one vector; or 0
     tile_count: int  # lengths of the lists: addresses of the tiles of 1, 2, .. vectors and of that of few columns,
     terms: int  # term_rows and term_starts,
     plane_count: int  # planes,
     phase_count: int  # and phases and first_taps
+
+
+def record(sizes: type[Any]) -> np.dtype[Any]:
+    """How kernels see the array that such sizes become: named fields of memory, of which an address is passed on."""
+    return np.dtype([(name, np.int64) for name in sizes._fields])
+
+
+SIZES, PANEL_SIZES = record(Sizes), record(PanelSizes)
+HEAD = len(PanelSizes._fields)  # of the array, before its lists
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

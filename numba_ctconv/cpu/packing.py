@@ -6,19 +6,16 @@ pack_panels is a kernel of its own, which panels.py calls once for a layer. Noth
 
 from numba import prange
 
-from .compilation import helper, kernel
-from .intrinsics import address_of, call_move, call_pack, call_rows, copy_bytes, integers
-from .layout import PanelSizes
+from .compilation import helper, kernel, task
+from .intrinsics import address_of, call_move, call_pack, call_rows, call_task, copy_bytes, record_of
+from .layout import HEAD, PANEL_SIZES, SIZES
 from .rows import ZERO, count_below, first_not_below, nothing_of
-
-HEAD = len(PanelSizes._fields)
-panel_sizes_in = integers(HEAD)
 
 SHORT_ROW = 6  # vectors, up to which a row is copied faster than a function for any length is called
 PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
 
 
-@helper
+@task("r3 n1 sizes panel_sizes i i i c1", sizes=SIZES, panel_sizes=PANEL_SIZES)
 def pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab):
     """Copy the planes of the group's channels into strips, each with `lead` before its columns and `tail` after them.
 
@@ -113,22 +110,28 @@ def lists_of(numbers, sizes):
     )  # fmt: skip
 
 
-@kernel("r4 n1 i c1 c1")
-def pack_panels(weight, panel_numbers, together, infinite, panels):
+@kernel("r4 n1 i i i c1 c1")
+def pack_panels(weight, panel_numbers, together, batches, task_at, infinite, panels):
     """Panels [group][tile][term][row] from weight[group, term channel, row channel, tap]; rows are padded with zero.
 
     So many tiles are filled `together`; `panel_numbers` are a layout.PanelSizes and its lists. `infinite` gets what is
     0 for tiles whose weights are all finite, and NaN for others: an element for so many tiles.
     """
-    sizes = PanelSizes(*panel_sizes_in(panel_numbers))
+    for batch in prange(batches):
+        call_task(task_at, (weight, panel_numbers, together, batch, infinite, panels))
+
+
+@task("r4 n1 i i c1 c1")
+def pack_batch(weight, panel_numbers, together, batch, infinite, panels):
+    """The panels of the tiles that are filled together."""
+    sizes = record_of(panel_numbers, PANEL_SIZES)
     first_taps = lists_of(panel_numbers, sizes)[5]
     tiles = weight.shape[0] * tiles_of(weight, first_taps, sizes)
     size = weight.shape[1] * sizes.taps * sizes.rows
-    for batch in prange(-(-tiles // together)):
-        begin, end = batch * together, min((batch + 1) * together, tiles)
-        own = panels[begin * size : end * size]
-        pack_tiles(weight, first_taps, sizes, begin, end, 0, weight.shape[1], own)
-        infinite[batch] = nothing_of(own, 0, own.size)
+    begin, end = batch * together, min((batch + 1) * together, tiles)
+    own = panels[begin * size : end * size]
+    call_task(sizes.pack_tiles, (weight, first_taps, sizes, begin, end, 0, weight.shape[1], own))
+    infinite[batch] = nothing_of(own, 0, own.size)
 
 
 @helper
@@ -137,7 +140,7 @@ def tiles_of(weight, first_taps, sizes):
     return -(-weight.shape[2] // (sizes.rows // sizes.tile_phases)) * -(-first_taps.size // sizes.tile_phases)
 
 
-@helper
+@task("r4 n1 panel_sizes i i i i c1", panel_sizes=PANEL_SIZES)
 def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, panels):
     """Fill the panels of the tiles from `begin` to `end` with the terms of some channels.
 

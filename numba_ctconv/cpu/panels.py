@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import layout, microkernels, moves, packing, tile_rows
+from . import layout, microkernels, moves, packing, storing, tile_rows
 from .layout import Layout, PanelSizes
 from .target import CACHE_LINE
 
@@ -68,8 +68,10 @@ def values_of(weight: Any, family: Family) -> tuple[Any, bool]:
     own, together = family.layout, family.together
     tiles = weight.shape[0] * own.row_tiles
     values = _aligned(tiles * len(own.term_rows) * own.rows + own.beyond, weight.dtype)
-    infinite = np.zeros(-(-tiles // together), weight.dtype)
-    packing.pack_panels(weight, family.numbers, together, infinite, values)
+    batches = -(-tiles // together)
+    infinite = np.zeros(batches, weight.dtype)
+    task_at = packing.pack_batch.address(weight.dtype)
+    packing.pack_panels(weight, family.numbers, together, batches, task_at, infinite, values)
     return values, not np.count_nonzero(infinite)
 
 
@@ -106,6 +108,7 @@ def _families(layouts: tuple[Layout, ...] | None, together: int) -> Families | N
 def _numbers(own: Layout) -> Any:
     """A PanelSizes and its lists, with the addresses of the tiles and moves."""
     size, row_of_tiles = own.itemsize, own.many_streams or own.reaches_far
+    dtype = np.dtype(f"f{size}")
     tiles = microkernels.tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
     sizes = PanelSizes(
         own.lanes,
@@ -121,6 +124,9 @@ def _numbers(own: Layout) -> Any:
         lay_out=moves.moves.lay_out(size, own.tile_phases),
         deinterleave=moves.moves.deinterleave(size, own.lanes, own.step_in) if own.every_plane else 0,
         copy_rows=moves.moves.copy_rows(size),
+        pack_slab=packing.pack_slab.address(dtype),
+        pack_tiles=packing.pack_tiles.address(dtype),
+        store_columns=storing.store_columns.address(dtype),
         tile_row=tile_rows.rows_of_tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
         if row_of_tiles
         else 0,

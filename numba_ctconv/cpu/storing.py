@@ -3,9 +3,10 @@
 Part of tiled.product, the counterpart of packing.py.
 """
 
-from .compilation import helper, part
-from .intrinsics import address_of, call_move, call_rows
-from .rows import ZERO, count_below, first_not_below
+from .compilation import helper, part, task
+from .intrinsics import address_of, call_move, call_rows, call_task
+from .layout import PANEL_SIZES, SIZES
+from .rows import count_below, first_not_below
 
 
 @part
@@ -47,20 +48,22 @@ def store_tiles(
     if even and phases.size <= sizes.tile_phases:
         channel = first * sizes.tile_channels
         channels = min(count * sizes.tile_channels, sizes.row_channels - channel)
-        store_columns(
-            staging, sizes, phases, panel_sizes, column, columns, tile_step // sizes.tile_channels, column_step,
-            channel + group * sizes.row_channels, channels, ZERO, output,
+        call_task(
+            panel_sizes.store_columns,
+            (staging, sizes, phases, panel_sizes, column, columns, tile_step // sizes.tile_channels, column_step,
+             channel + group * sizes.row_channels, channels, 0, output),
         )  # fmt: skip
         return
     for t in range(count):
         channel, phase, channels = place_of(first + t, sizes, phases, group)
-        store_columns(
-            staging[t * tile_step :], sizes, phases, panel_sizes, column, columns, channel_step, column_step, channel,
-            channels, phase, output,
+        call_task(
+            panel_sizes.store_columns,
+            (staging[t * tile_step :], sizes, phases, panel_sizes, column, columns, channel_step, column_step, channel,
+             channels, phase, output),
         )  # fmt: skip
 
 
-@helper
+@task("c1 sizes n1 panel_sizes i i i i i i i w3", sizes=SIZES, panel_sizes=PANEL_SIZES)
 def store_columns(
     staging, sizes, phases, panel_sizes, column, columns, channel_step, column_step, channel, channels, phase, output
 ):  # fmt: skip

@@ -5,9 +5,9 @@ of tiles, staging, and what tiles start from.
 """
 
 from .compilation import helper, part
-from .intrinsics import address_of, call_tile, store_integer
+from .intrinsics import address_of, call_task, call_tile, store_integer
 from .microkernels import COLUMNS
-from .storing import direct_target, place_of, store_columns, store_tiles
+from .storing import direct_target, place_of, store_tiles
 from .target import CACHE_LINE
 
 
@@ -93,9 +93,10 @@ def sum_row(
                 output.strides[1] // size if target != 0 else span * sizes.slots,
             )  # fmt: skip
             if target == 0:
-                store_columns(
-                    staging, sizes, phases, panel_sizes, column + done, min(span, end - done), span * sizes.slots,
-                    sizes.slots, channel, channels, phase, output,
+                call_task(
+                    panel_sizes.store_columns,
+                    (staging, sizes, phases, panel_sizes, column + done, min(span, end - done), span * sizes.slots,
+                     sizes.slots, channel, channels, phase, output),
                 )  # fmt: skip
             done += span
 

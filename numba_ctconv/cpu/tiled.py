@@ -22,15 +22,13 @@ from typing import NamedTuple
 from numba import prange
 
 from .compilation import helper, kernel, task
-from .intrinsics import address_of, borrowed, call_task, integers, release_gil, store_integer, take_gil
-from .layout import PanelSizes, Sizes
-from .packing import lists_of, pack_slab, pack_tiles, panel_sizes_in, tiles_of
+from .intrinsics import address_of, borrowed, call_task, record_of, release_gil, store_integer, take_gil
+from .layout import PANEL_SIZES, SIZES
+from .packing import lists_of, tiles_of
 from .rows import ZERO, nothing_of, to_line
 from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles
 
 TASKS_EACH = 4  # of a worker, at least, where there are as many
-
-sizes_in = integers(len(Sizes._fields))
 
 
 @kernel("r3 r1 c1 n1 n1 i r4 c1 w3", nogil=False)
@@ -42,7 +40,7 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     scratch_of parts it; an element a worker; and the panels that each makes, in place of `panels`. In the end its first
     element is NaN where a weight was packed that is not finite, else 0.
     """
-    sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
+    sizes, panel_sizes = record_of(numbers, SIZES), record_of(panel_numbers, PANEL_SIZES)
     term_rows, term_starts = lists_of(panel_numbers, panel_sizes)[1:3]
     gil = release_gil(sizes.long)
     size, terms = scratch.itemsize, term_rows.size
@@ -52,9 +50,10 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
     row_step = source.strides[1] // size
     for r in range(terms if sizes.in_place != 0 else 0):
         store_integer(offsets_at + (terms + r) * 8, term_rows[r] * row_step + term_starts[r] - sizes.lead)
+    task_at = sizes.task
     for worker in prange(workers):
         call_task(
-            sizes.task, (source, bias, panels, panel_numbers, numbers, workers, worker, weight, scratch, output)
+            task_at, (source, bias, panels, panel_numbers, numbers, workers, worker, weight, scratch, output)
         )  # fmt: skip
     begin = 2 * terms * 8 // size + workers * sizes.own_size
     scratch[0] = nothing_of(scratch, begin, begin + workers)
@@ -66,7 +65,7 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
     """A worker's pieces, by panels that are there or that it makes of some tiles together."""
     source, bias, panels, weight = borrowed(source), borrowed(bias), borrowed(panels), borrowed(weight)
     scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
-    sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
+    sizes, panel_sizes = record_of(numbers, SIZES), record_of(panel_numbers, PANEL_SIZES)
     tiles, term_rows, term_starts, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
     size, terms = panels.itemsize, term_rows.size
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
@@ -86,7 +85,10 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
             end, first = min(begin + together, row_end), group * row_tiles + begin
             panels_at = address_of(panels) + first * panel_size * size
             if sizes.together > 0:
-                pack_tiles(weight, first_taps, panel_sizes, first, first + end - begin, 0, weight.shape[1], made)
+                call_task(
+                    panel_sizes.pack_tiles,
+                    (weight, first_taps, panel_sizes, first, first + end - begin, 0, weight.shape[1], made),
+                )  # fmt: skip
                 check += nothing_of(made, 0, (end - begin) * panel_size)
                 panels_at = address_of(made)
             for row_tile in range(begin, end, cut.group_tiles):
@@ -103,7 +105,7 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     """A worker's pieces where columns are few, by panels of a few channels that it makes in turn."""
     source, bias, weight = borrowed(source), borrowed(bias), borrowed(weight)
     scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
-    sizes, panel_sizes = Sizes(*sizes_in(numbers)), PanelSizes(*panel_sizes_in(panel_numbers))
+    sizes, panel_sizes = record_of(numbers, SIZES), record_of(panel_numbers, PANEL_SIZES)
     tiles, term_rows, _, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
     terms = term_rows.size
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
@@ -200,8 +202,9 @@ def sum_blocks(
         begins, ends = inner == 0, stop == weight.shape[1]
         for begin in range(row_begin, row_end, group_tiles):
             count = min(group_tiles, row_end - begin)
-            pack_tiles(
-                weight, first_taps, panel_sizes, first_tile + begin, first_tile + begin + count, inner, stop, made
+            call_task(
+                panel_sizes.pack_tiles,
+                (weight, first_taps, panel_sizes, first_tile + begin, first_tile + begin + count, inner, stop, made),
             )  # fmt: skip
             made_size = count * own_terms * rows
             for j in range(made_size, made_size + sizes.start_size - rows):
@@ -248,7 +251,7 @@ def block_of(
     if source_at != 0:
         return source_at, address_of(scratch) + terms * 8, columns, packed
     if block != packed:
-        pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab)
+        call_task(panel_sizes.pack_slab, (source, planes, sizes, panel_sizes, group, column, columns, slab))
     return address_of(slab), address_of(scratch), sizes.strip, block
 
 

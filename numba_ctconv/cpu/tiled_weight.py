@@ -16,12 +16,10 @@ the length alone, so threads change no bit.
 from numba import prange
 
 from .compilation import helper, kernel, task
-from .intrinsics import address_of, call_move, call_rows, call_task, call_tile, integers, release_gil, take_gil
+from .intrinsics import address_of, call_move, call_rows, call_task, call_tile, record_of, release_gil, take_gil
 from .rows import add_samples, count_below, first_not_below, nothing_of, to_line
 from .target import LONGEST_STRETCH
-from .weight_layout import WeightSizes
-
-sizes_in = integers(len(WeightSizes._fields))
+from .weight_layout import WEIGHT_SIZES
 
 
 @kernel("r3 r3 n1 n1 n1 n2 n1 i i i o2 c2 c2 c1 w3 w1", nogil=False)
@@ -53,7 +51,7 @@ def share(
     grad_weight, grad_bias,
 ):  # fmt: skip
     """A worker's part of the groups, blocks and rows."""
-    sizes = WeightSizes(*sizes_in(numbers))
+    sizes = record_of(numbers, WEIGHT_SIZES)
     rows, strip, groups, parts, pitch = sizes.rows, sizes.strip, sizes.groups, sizes.parts, sizes.pitch
     batch, in_channels, length = input.shape
     group_channels = grad_weight.shape[1]

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..geometry import Plan
 from . import microkernels, moves, row_sums, target
-from .layout import BLOCK, tile_shape, tile_vectors
+from .layout import BLOCK, record, tile_shape, tile_vectors
 
 STRETCH = 512  # terms of time that a tile sums up, at most
 SLAB_BYTES = 1024 * 1024  # what the columns of a block take of the second-level cache for a stretch
@@ -58,6 +58,9 @@ class WeightSizes(NamedTuple):
     totals_at: int  # and of their lanes
     row_at: int  # samples of a row that is not contiguous
     scratch_size: int  # of all that
+
+
+WEIGHT_SIZES = record(WeightSizes)
 
 
 class WeightLayout(NamedTuple):
