@@ -13,7 +13,7 @@ from numba.core import event
 from strategies import LAYOUTS
 
 import numba_ctconv as nc
-from numba_ctconv.cpu import compilation, forward, grad_input, grad_weight, rows, target
+from numba_ctconv.cpu import compilation, disk, forward, grad_input, grad_weight, rows, target
 
 GATHERS = {"forward": forward.gather, "grad_input": grad_input.gather, "grad_weight": grad_weight.gather}
 # multiplications and FMAs on whole vectors: x86 ...ps/...pd on ymm or zmm, or NEON's fmla on 4s or 2d
@@ -68,7 +68,7 @@ def test_the_cache_serves_only_the_sources_it_was_made_from(monkeypatch, tmp_pat
     """The stamp covers helpers in other files than the kernel's, which Numba's own does not."""
 
     def hits(stamp):
-        monkeypatch.setattr(compilation, "_sources", lambda _: stamp)
+        monkeypatch.setattr(disk, "_sources", lambda _: stamp)
         kernel = compilation.Kernel(grad_weight.sum_channels.function, grad_weight.sum_channels.arguments)
         kernel.compile(np.dtype(np.float64))
         return sum(kernel.dispatchers[-1].stats.cache_hits.values())
@@ -82,12 +82,12 @@ def test_the_cache_serves_only_the_sources_it_was_made_from(monkeypatch, tmp_pat
 def test_the_stamp_reads_every_file_of_the_engine_and_that_of_the_function(monkeypatch, tmp_path):
     engine, geometry, elsewhere = tmp_path / "cpu", tmp_path / "geometry.py", tmp_path / "elsewhere.py"
     engine.mkdir()
-    for path in (engine / "compilation.py", engine / "rows.py", geometry, elsewhere):
+    for path in (engine / "disk.py", engine / "rows.py", geometry, elsewhere):
         path.write_text("1")
-    monkeypatch.setattr(compilation, "__file__", str(engine / "compilation.py"))
+    monkeypatch.setattr(disk, "__file__", str(engine / "disk.py"))
 
     def stamps():
-        return [compilation._sources.__wrapped__(str(path)) for path in (engine / "rows.py", elsewhere)]
+        return [disk._sources.__wrapped__(str(path)) for path in (engine / "rows.py", elsewhere)]
 
     first = stamps()
     elsewhere.write_text("2")
@@ -145,6 +145,28 @@ def test_a_new_process_finds_both_forms_and_the_tiles_and_compiles_nothing(tmp_p
     assert files(tmp_path) == kept
 
 
+@pytest.mark.parametrize("call", ["nc.conv_transpose1d(x, w, stride=2)", "layer(x)"], ids=["function", "layer"])
+def test_a_first_call_compiles_what_any_length_needs(call, tmp_path):
+    """With an empty folder: one that others have filled serves a later call as well."""
+    code = f"""
+import numpy as np
+import numba_ctconv as nc
+from numba.core import event
+made, w = event.RecordingListener(), np.ones((5, 3, 4), np.float32)
+layer = nc.ConvTranspose1d(5, 3, 4, 2)
+def run(batch, length):
+    x = np.ones((batch, 5, length), np.float32)
+    y = {call}
+    nc.conv_transpose1d_backward(y, x, w, stride=2)
+run(1, 5)
+with event.install_listener("numba:compile", made):
+    for batch, length in ((1, 1), (2, 3), (40, 16), (1, 300), (1, 3000)):
+        run(batch, length)
+print(len(made.buffer))
+"""
+    assert printed(run(code, tmp_path)).strip() == "0"
+
+
 def test_what_is_damaged_is_compiled_anew(tmp_path):
     code = SMALL.format(tiles=0)
     printed(run(code, tmp_path))
@@ -189,7 +211,7 @@ def test_what_other_sources_left_is_removed_once_nobody_uses_it(tmp_path):
 
 def test_a_folder_that_can_only_be_read_serves(tmp_path):
     """A container image is filled while it is built, and read-only or another user's when it runs."""
-    code = SMALL.format(tiles=0) + "from numba_ctconv.cpu import compilation; print(compilation.cache_folder())"
+    code = SMALL.format(tiles=0) + "from numba_ctconv.cpu import disk; print(disk.cache_folder())"
     printed(run(code, tmp_path))
     refuse = "import tempfile\ndef refuse(**_): raise PermissionError\ntempfile.TemporaryFile = refuse\n"
     locators = {"NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}

@@ -85,8 +85,8 @@ with warnings.catch_warnings(record=True) as said:
 (warning,) = said
 assert warning.category is RuntimeWarning
 print(warning.message)
-from numba_ctconv.cpu import compilation
-assert compilation.cache_folder() is None
+from numba_ctconv.cpu import disk
+assert disk.cache_folder() is None
 """,
         NUMBA_CACHE_DIR=str(nowhere / "below"),
         NUMBA_CACHE_LOCATOR_CLASSES="UserProvidedCacheLocator",

@@ -77,8 +77,9 @@ def test_a_layout_covers_every_tap_once(kernel_size, stride, dilation, channels,
             seen += taps
             for m, k in enumerate(taps):
                 assert k * dilation % stride == phase
-                plane = own.planes[own.term_rows[m] % len(own.planes)]
-                assert plane + own.term_starts[m] - own.lead == -(k * dilation // stride)
+                for slab in (own, own.apart or own):
+                    plane = slab.planes[slab.term_rows[m] % len(slab.planes)]
+                    assert plane + slab.term_starts[m] - slab.lead == -(k * dilation // stride)
     assert sorted(seen) == list(range(kernel_size))
 
 
@@ -125,22 +126,26 @@ def test_moves_pack_whole_channels(dtype, run, channels, taps):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("first", "stop", "columns"), [(0, 3, 3), (2, 9, 11), (1, 40, 41), (5, 5, 6)])
-def test_moves_copy_short_rows(dtype, first, stop, columns):
+@pytest.mark.parametrize("planes", [1, 2, 3, 8, 10])
+@pytest.mark.parametrize(("first", "stop", "columns"), [(0, 3, 3), (2, 9, 11), (1, 40, 41), (5, 5, 6), (-3, 20, 17)])
+def test_moves_part_short_rows(dtype, planes, first, stop, columns):
     """Memory beside the rows is neither read, as zeros show, nor written."""
     size = np.dtype(dtype).itemsize
-    move = moves.moves.copy_rows(size)
+    move = moves.moves.part_rows(size, planes)
     if move == 0:
         pytest.skip("vectors of this machine are not loaded in part")
-    source = np.random.default_rng(0).standard_normal((4, 50)).astype(dtype)
-    copied = np.full((4, 60), np.nan, dtype)
-    steps = source.strides[0], copied.strides[0]
-    values = [source.ctypes.data, steps[0], first, stop, 4, copied.ctypes.data, steps[1], columns]
+    before = 3
+    source = np.random.default_rng(0).standard_normal((4, before + columns * planes)).astype(dtype)
+    parted = np.full((4, planes, columns + 19), np.nan, dtype)
+    values = [
+        source.ctypes.data + before * size, source.strides[0], first, stop, 4, parted.ctypes.data, *parted.strides[:2],
+        columns,
+    ]  # fmt: skip
     call(move, np.array(values, np.int64).ctypes.data)
-    expected = np.zeros((4, columns), dtype)
-    expected[:, first:stop] = source[:, first:stop]
-    np.testing.assert_array_equal(copied[:, :columns], expected)
-    assert np.isnan(copied[:, columns:]).all()
+    samples = np.arange(-before, columns * planes)
+    there = np.where((samples >= first) & (samples < stop), source, 0)[:, before:]
+    np.testing.assert_array_equal(parted[:, :, :columns], there.reshape(4, columns, planes).transpose(0, 2, 1))
+    assert np.isnan(parted[:, :, columns:]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -440,6 +445,56 @@ def test_items_close_together_have_the_bits_of_items_apart(change, dtype, paddin
     change(blocks, "columns_between_items", lambda own, *call: own.lead + call[-1] + own.tail)
     for one, other in zip(close, results(), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("kernel_size", "length"), [(25, 11), (16, 19), (20, 40)])
+@pytest.mark.parametrize("parameters", [{"stride": 4, "padding": (11, 3)}, {"stride": 8, "groups": 2}, {"dilation": 3}])
+def test_a_row_for_each_tap_gives_the_bits_of_rows_that_taps_share(change, dtype, kernel_size, length, parameters):
+    """So nothing lies between items; a batch of short ones takes it, where the copies cost less than that."""
+    rng = np.random.default_rng(4)
+    x, w = rng.standard_normal((7, 6, length)).astype(dtype), rng.standard_normal((6, 5, kernel_size)).astype(dtype)
+    shared = []
+
+    def counted(own, problem, size=blocks.sizes_of):
+        shared.append(own.lead + own.tail > 0)
+        return size(own, problem)
+
+    def results(cost):
+        shared.clear()
+        change(blocks, "COPY_COST", cost)
+        y = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
+        backward = nc.conv_transpose1d_backward(np.cos(y), x, w, needs=("input",), algorithm="tiled", **parameters)
+        return y, backward.input
+
+    change(blocks, "sizes_of", counted)
+    change(blocks, "BLOCK_COST", 0)
+    apart = results(-1e9)
+    assert not any(shared)
+    together = results(1e9)
+    assert all(shared)
+    for one, other in zip(apart, together, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_short_items_of_a_batch_have_a_row_for_each_tap(change):
+    """Of which each meets many rows; but not alone, nor where they are long, nor where few rows would meet a copy."""
+    taken = []
+
+    def counted(own, problem, size=blocks.sizes_of):
+        taken.append(own.lead + own.tail == 0)
+        return size(own, problem)
+
+    def apart(batch, length, channels):
+        x, w = np.ones((batch, 3, length), np.float32), np.ones((3, channels, 25), np.float32)
+        nc.conv_transpose1d(x, w, stride=5, padding=10)
+        return taken.pop()
+
+    change(blocks, "sizes_of", counted)
+    assert apart(40, 16, 64)
+    assert not apart(1, 16, 64)
+    assert not apart(40, 1000, 64)
+    assert not apart(40, 16, 1)
 
 
 def test_items_stand_as_close_as_their_shifts_let_them():

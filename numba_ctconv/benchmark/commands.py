@@ -16,7 +16,7 @@ from typing import IO
 
 import numpy as np
 
-from ..cpu.compilation import cache_folder
+from ..cpu.disk import cache_folder
 from ..warmup import DTYPES, PASSES, Sizes, run
 from . import machine, measure, on_cpu, on_gpu, peers, report, results, sanitizer, verification
 from .device import Device, Gpu, find_gpu

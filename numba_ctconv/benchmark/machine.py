@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import __version__
 from ..cpu import target
-from ..cpu.compilation import cache_folder
+from ..cpu.disk import cache_folder
 from ..functional import conv_transpose1d
 from .device import Gpu, find_gpu
 

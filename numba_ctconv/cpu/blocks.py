@@ -22,6 +22,8 @@ IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the se
 LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
 LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
 FAR = 2  # times what a tile meets of an item, from which blocks of terms that meet none are passed over
+BLOCK_COST = 6  # columns that are multiplied out in the time that a block's panels take to come
+COPY_COST = 12  # rows of the product that a sample meets in the time in which it is copied for another tap
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
 CACHE_WAYS = 8
 
@@ -82,6 +84,7 @@ def is_long(families: Families, geometry: Geometry, shape: tuple[int, ...]) -> b
 
 def call_of(family: Family, problem: Problem) -> Call:
     """What a call takes for a family of phases."""
+    family = apart_or_not(family, problem)
     own = family.layout
     sizes = sizes_of(own, problem)
     tile_size = own.rows * own.vectors * own.lanes
@@ -101,14 +104,34 @@ def call_of(family: Family, problem: Problem) -> Call:
     made_size = made_tiles * (terms or len(own.term_rows)) * own.rows
     made_size += own.beyond + line if made_size > 0 else 0
     own_size = slab_size + totals_size + 2 * line + sums_size + staged + starts  # to begin at one, and where panels lie
-    task = tiled.share_by_blocks if sizes.block_channels > 0 else tiled.share
+    dtype = np.dtype(f"f{own.itemsize}")
+    task = tiled.share.address(dtype)
+    if own.takes_blocks and not problem.packed:  # the first call compiles what any length can need
+        by_blocks = tiled.share_by_blocks.address(dtype)
+        task = by_blocks if sizes.block_channels > 0 else task
     sizes = sizes._replace(
         slab_size=slab_size, totals_size=totals_size, made_size=made_size, sums_size=sums_size, starts=starts,
-        own_size=own_size, task=task.address(np.dtype(f"f{own.itemsize}")),
+        own_size=own_size, task=task,
     )  # fmt: skip
     shared_size = 2 * len(own.term_rows) * 8 // own.itemsize
     worker_size = own_size + 1 + made_size
     return Call(family.numbers, np.array(sizes), shared_size, worker_size, made_size > 0, problem.long)
+
+
+def apart_or_not(family: Family, problem: Problem) -> Family:
+    """The family with a row for each tap where what lies between items costs more than to copy samples again."""
+    own, (batch, _, length) = family.layout, problem.shape
+    if batch == 1 or family.apart is None or own.reaches_far:
+        return family
+
+    def cost(layout: Layout) -> float:
+        """In columns of the product; panels come from farther for each block anew."""
+        between = columns_between_items(layout, length, problem.crop_in, problem.q_first, problem.positions)
+        columns = (batch - 1) * between + problem.positions
+        return -(-columns // layout.lanes) * layout.lanes + -(-columns // layout.width) * BLOCK_COST
+
+    copying = 1 + COPY_COST / (own.row_channels * len(own.phases))
+    return family.apart if cost(family.apart.layout) * copying < cost(own) else family
 
 
 def sizes_of(layout: Layout, problem: Problem) -> Sizes:

@@ -12,7 +12,7 @@ from numba import types
 from numba.core import cgutils
 from numba.core.ccallback import CFunc
 
-from .compilation import keep_on_disk
+from .disk import keep_on_disk
 from .target import CACHE_LINE
 
 I32, I64 = ir.IntType(32), ir.IntType(64)

@@ -83,7 +83,8 @@ class PanelSizes(NamedTuple):
     pack_whole: int  # likewise, where those of all taps lie side by side; or 0
     interleave: int  # and of that for tiles whose terms lie in a row for each channel, or 0
     lay_out: int  # and of the moves of the runs that a tile leaves, and
-    deinterleave: int  # of the planes of a source; or 0
+    deinterleave: int  # of the planes of a period of a source; or 0
+    part_rows: int  # and of those of short rows, with zeros around; or 0
     copy_rows: int  # and of short rows; or 0
     pack_slab: int  # address of what packs a block of columns,
     pack_tiles: int  # of what packs the weights of tiles,
@@ -135,6 +136,7 @@ class Layout:
     slab_rows: int
     row_channels: int  # of a group of the output
     itemsize: int
+    apart: "Layout | None"  # with a row for each tap, so that nothing lies between items; None where no shift differs
 
     @property
     def row_tiles(self) -> int:
@@ -160,6 +162,13 @@ class Layout:
     def reaches_far(self) -> bool:
         """Whether a block of terms may meet no sample in a tile's columns: each has neighbouring taps of a channel."""
         return self.step_in == 1 and self.taps >= LEAST_FAR_BLOCKS * BLOCK
+
+    @property
+    def whole_periods(self) -> bool:
+        """Whether the planes of a period of the step, from the first on, lie side by side."""
+        step = self.step_in
+        periods = self.planes[: len(self.planes) // step * step].reshape(-1, step)
+        return bool((periods == periods[:, :1] + np.arange(step)).all())
 
     @property
     def many_streams(self) -> bool:
@@ -225,9 +234,26 @@ def grad_input_layouts(plan: Plan, channels: int, row_channels: int, itemsize: i
     return None if own is None else (own,)
 
 
-def _layout(*, channels: int, row_channels: int, itemsize: int, planes: Any, plane_of_tap: Any, shifts: Any, lead: int,
-            tail: int, phases: Any, step_in: int, step_out: int, **rest: Any) -> Layout | None:  # fmt: skip
-    """The layout of a family; None where no slab fits."""
+def _layout(*, planes: Any, plane_of_tap: Any, shifts: Any, lead: int, tail: int, step_in: int,
+            **rest: Any) -> Layout | None:  # fmt: skip
+    """The layout of a family, and with it the one that has a row for each tap; None where no slab fits."""
+    apart = None
+    if lead + tail > 0:
+        own_planes, own_plane_of_tap = np.unique(planes[plane_of_tap] - step_in * shifts, return_inverse=True)
+        apart = _slab_layout(
+            planes=own_planes, plane_of_tap=own_plane_of_tap, shifts=np.zeros_like(shifts), lead=0, tail=0,
+            step_in=step_in, apart=None, **rest,
+        )  # fmt: skip
+    return _slab_layout(
+        planes=planes, plane_of_tap=plane_of_tap, shifts=shifts, lead=lead, tail=tail, step_in=step_in, apart=apart,
+        **rest,
+    )  # fmt: skip
+
+
+def _slab_layout(*, channels: int, row_channels: int, itemsize: int, planes: Any, plane_of_tap: Any, shifts: Any,
+                 lead: int, tail: int, phases: Any, step_in: int, step_out: int,
+                 **rest: Any) -> Layout | None:  # fmt: skip
+    """A layout with such planes and shifts; None where no slab fits."""
     lanes = target.vector_bytes() // itemsize
     tile_rows, tile_phases = tile_shape(row_channels, len(phases))
     vectors = tile_vectors(tile_rows)

@@ -74,27 +74,34 @@ def deinterleave(typingctx, double, lanes, rows, source, source_step, count, tar
 
 
 @intrinsic(prefer_literal=True)
-def copy_rows(typingctx, double, lanes, values):
-    """Emit target[m·target_step + t] = source[m·source_step + t] for t below count; 0 but where first <= t < stop.
+def part_rows(typingctx, double, lanes, planes, values):
+    """Emit target[m·target_step + p·plane_step + t] = source[m·source_step + t·planes + p], p < planes, t < count.
 
-    `values` is the address of: source, its step, first, stop, the number of rows m, target, its step, count. The steps
-    are in bytes.
+    0 where that is not one of the elements from `first` to `stop` of a row of the source. `values` is the address of:
+    source, its step, first, stop, the number of rows m, target, its step, that of its planes, count. The steps are in
+    bytes.
     """
 
     def codegen(context, builder, signature, args):
         emit = Emitter(builder, double.literal_value, lanes.literal_value)
-        source, source_step, first, stop, rows, target, target_step, count = emit.given(args[2], 8)
+        streams = range(planes.literal_value)
+        source, source_step, first, stop, rows, target, target_step, plane_step, count = emit.given(args[3], 9)
         with emit.loop(count, I64(emit.lanes)) as vector:
             t = vector.index
-            there = emit.lanes_within(builder.sub(t, first), builder.sub(stop, first))
+            start = builder.mul(t, I64(len(streams)))
+            begins = [builder.add(start, I64(v * emit.lanes)) for v in streams]
+            there = [emit.lanes_within(builder.sub(begin, first), builder.sub(stop, first)) for begin in begins]
             kept = emit.lanes_within(t, count)
-            start, to = emit.element_at(source, t), emit.element_at(target, t)
+            at = [emit.element_at(source, begin) for begin in begins]
+            to = [builder.add(emit.element_at(target, t), builder.mul(plane_step, I64(p))) for p in streams]
             with emit.loop(rows, I64(1)) as row:
-                value = emit.load_some(builder.add(start, builder.mul(row.index, source_step)), there)
-                emit.store_some(value, builder.add(to, builder.mul(row.index, target_step)), kept)
+                own, own_to = (builder.mul(row.index, step) for step in (source_step, target_step))
+                vectors = [emit.load_some(builder.add(a, own), some) for a, some in zip(at, there, strict=True)]
+                for place, value in zip(to, emit.deinterleaved(vectors), strict=True):
+                    emit.store_some(value, builder.add(place, own_to), kept)
         return context.get_dummy_value()
 
-    return types.void(double, lanes, types.int64), codegen
+    return types.void(double, lanes, planes, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -223,11 +230,18 @@ class CompiledMoves:
         """The address of the move that parts so many interleaved rows; 0 where they are too many for registers."""
         return self._address(_compile_deinterleave, int(itemsize == 8), lanes, rows) if rows <= MOST_ROWS else 0
 
-    def copy_rows(self, itemsize: int) -> int:
-        """The address of the copy of short rows, some with zeros around; 0 where vectors can't be loaded in part."""
-        if itemsize not in (4, 8) or target.vector_bytes() < LEAST_PARTED:
+    def part_rows(self, itemsize: int, planes: int) -> int:
+        """The address of the move that parts short rows, with zeros around, into so many planes.
+
+        0 where they are too many for registers, or where vectors can't be loaded in part.
+        """
+        if itemsize not in (4, 8) or target.vector_bytes() < LEAST_PARTED or planes > MOST_ROWS:
             return 0
-        return self._address(_compile_copy_rows, int(itemsize == 8), target.vector_bytes() // itemsize)
+        return self._address(_compile_part_rows, int(itemsize == 8), target.vector_bytes() // itemsize, planes)
+
+    def copy_rows(self, itemsize: int) -> int:
+        """The address of the same that copies rows as they are."""
+        return self.part_rows(itemsize, 1)
 
     def transpose(self, itemsize: int) -> int:
         """The address of the move that transposes squares of a vector a side; 0 where elements have no such size."""
@@ -275,11 +289,11 @@ def _compile_deinterleave(double: int, lanes: int, rows: int) -> Any:
     return c_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
 
 
-def _compile_copy_rows(double: int, lanes: int) -> Any:
+def _compile_part_rows(double: int, lanes: int, planes: int) -> Any:
     def function(values):
-        copy_rows(double, lanes, values)
+        part_rows(double, lanes, planes, values)
 
-    return c_function(function, ROWS_SIGNATURE, f"moves.copy_rows-{double}-{lanes}")
+    return c_function(function, ROWS_SIGNATURE, f"moves.part_rows-{double}-{lanes}-{planes}")
 
 
 def _compile_transpose(double: int, lanes: int) -> Any:

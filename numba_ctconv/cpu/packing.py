@@ -12,6 +12,7 @@ from .layout import HEAD, PANEL_SIZES, SIZES
 from .rows import ZERO, count_below, first_not_below, nothing_of
 
 SHORT_ROW = 6  # vectors, up to which a row is copied faster than a function for any length is called
+SHORT_PARTED = 2  # and up to which one is parted faster with what lies around it than by whole vectors and the rest
 PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
 
 
@@ -28,10 +29,10 @@ def pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab):
     item, at, done = column // sizes.item_columns, column % sizes.item_columns, ZERO
     while done < end:  # an item's columns after the other's, counted from `lead` before the first
         run_end = min(done + sizes.item_columns - at, end) if item < source.shape[0] else end
-        first = (sizes.q_first - lead + at) * step_in - sizes.crop_in  # the sample of plane 0 at the run's start
+        first = (sizes.q_first - lead + at - done) * step_in - sizes.crop_in  # the sample of plane 0 at column 0
         for s in range(first_not_below(done - pitch + 1, strip), min(-(-run_end // strip), strips)):
             pack_run(
-                source, planes, sizes, panel_sizes, item, group, first, done, run_end - done, max(done, s * strip),
+                source, planes, sizes, panel_sizes, item, group, first, max(done, s * strip),
                 min(run_end, s * strip + pitch), s * (rows * pitch - strip), slab,
             )  # fmt: skip
         done = run_end
@@ -40,61 +41,78 @@ def pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab):
 
 
 @helper
-def pack_run(source, planes, sizes, panel_sizes, item, group, first, done, run, begin, end, strip_at, slab):
-    """The planes of a group's channels at the columns from `begin` to `end` of a run of an item's, from `done` on."""
-    deinterleave = panel_sizes.deinterleave
+def pack_run(source, planes, sizes, panel_sizes, item, group, first, begin, end, strip_at, slab):
+    """The planes of a group's channels at the columns from `begin` to `end`, of an item alone."""
     step_in, lanes, size, length, pitch = sizes.step_in, sizes.lanes, slab.itemsize, source.shape[2], sizes.pitch
     channels = source.shape[1] // sizes.groups
     channel = group * channels
     contiguous = source.strides[2] == size
     there = item < source.shape[0]  # after the last item come zeros
     source_at = address_of(source) + item * source.strides[0] + channel * source.strides[1]
-    moved, moved_end = begin, begin  # the columns of which a move parts all planes
-    if contiguous and there and step_in > 1 and deinterleave != 0 and planes.size == step_in:
-        together = max(begin, done + first_not_below(-first, step_in))
-        together_end = min(end, done + count_below(length - first - step_in + 1, step_in, run))
-        whole = (together_end - together) // lanes * lanes
-        if whole > 0:
-            moved, moved_end = together, together_end
-            for c in range(channels):
-                row, at = source_at + c * source.strides[1], strip_at + c * step_in * pitch
+    short = SHORT_ROW if step_in == 1 else SHORT_PARTED
+    for p in range(0, planes.size, step_in):  # those of a period of the step lie side by side
+        together = contiguous and p + step_in <= planes.size
+        start = first + planes[p]  # the sample at column 0
+        if together and panel_sizes.part_rows != 0 and end - begin <= short * lanes:
+            sample = start + begin * step_in
+            to = address_of(slab) + (strip_at + p * pitch + begin) * size
+            call_rows(
+                panel_sizes.part_rows,
+                (source_at + sample * size, source.strides[1], -sample, length - sample if there else -sample, channels,
+                 to, planes.size * pitch * size, pitch * size, end - begin),
+            )  # fmt: skip
+            continue
+        moved, moved_end = begin, begin  # the columns of which a move parts all planes
+        if together and there and step_in > 1 and panel_sizes.deinterleave != 0:
+            moved = max(begin, first_not_below(-start, step_in))
+            moved_end = count_below(length - start - step_in + 1, step_in, end)
+            if moved_end - moved < lanes:
+                moved, moved_end = begin, begin
+            whole = (moved_end - moved) // lanes * lanes
+            for c in range(channels if whole > 0 else 0):
+                row, at = source_at + c * source.strides[1], strip_at + (c * planes.size + p) * pitch
                 call_move(
-                    deinterleave, row + (first + (moved - done) * step_in) * size, step_in, whole,
+                    panel_sizes.deinterleave, row + (start + moved * step_in) * size, step_in, whole,
                     address_of(slab) + (at + moved) * size, pitch,
                 )  # fmt: skip
                 if whole < moved_end - moved:  # the last vector, where the columns end
                     last = moved_end - lanes
                     call_move(
-                        deinterleave, row + (first + (last - done) * step_in) * size, step_in, lanes,
+                        panel_sizes.deinterleave, row + (start + last * step_in) * size, step_in, lanes,
                         address_of(slab) + (at + last) * size, pitch,
                     )  # fmt: skip
-    for p in range(planes.size):
-        start = first + planes[p] - done * step_in  # the sample at column 0
-        existing = min(max(begin, done + first_not_below(-(first + planes[p]), step_in)), end)
-        stop = existing
-        if there:
-            stop = max(min(end, done + count_below(length - first - planes[p], step_in, run)), existing)
-        if contiguous and step_in == 1 and panel_sizes.copy_rows != 0 and end - begin <= SHORT_ROW * lanes:
-            at = source_at + (start + begin) * size, source.strides[1]
-            to = address_of(slab) + (strip_at + p * pitch + begin) * size, planes.size * pitch * size, end - begin
-            call_rows(panel_sizes.copy_rows, (*at, existing - begin, stop - begin, channels, *to))
-            continue
-        for c in range(channels):
-            at = strip_at + (c * planes.size + p) * pitch
-            for j in range(begin, existing):
-                slab[at + j] = 0
-            if contiguous and step_in == 1:
-                copy_bytes(
-                    address_of(slab) + (at + existing) * size,
-                    source_at + c * source.strides[1] + (start + existing) * size, (stop - existing) * size,
-                )  # fmt: skip
-            else:
-                for j in range(existing, min(moved, stop)):
-                    slab[at + j] = source[item, channel + c, start + j * step_in]
-                for j in range(max(existing, moved_end), stop):
-                    slab[at + j] = source[item, channel + c, start + j * step_in]
-            for j in range(stop, end):
-                slab[at + j] = 0
+        for own in range(p, min(p + step_in, planes.size)):
+            pack_plane(
+                source, sizes, item, channel, channels, first + planes[own], begin, end, moved,
+                moved_end, there, strip_at + own * pitch, planes.size * pitch, slab,
+            )  # fmt: skip
+
+
+@helper
+def pack_plane(
+    source, sizes, item, channel, channels, start, begin, end, moved, moved_end, there, at, channel_step, slab
+):  # fmt: skip
+    """A plane of some channels at the columns from `begin` to `end`, but for those that a move has parted."""
+    step_in, size = sizes.step_in, slab.itemsize
+    existing = min(max(begin, first_not_below(-start, step_in)), end)
+    stop = max(count_below(source.shape[2] - start, step_in, end), existing) if there else existing
+    for c in range(channels):
+        own = at + c * channel_step
+        for j in range(begin, existing):
+            slab[own + j] = 0
+        if step_in == 1 and source.strides[2] == size:
+            source_at = address_of(source) + item * source.strides[0] + (channel + c) * source.strides[1]
+            copy_bytes(
+                address_of(slab) + (own + existing) * size, source_at + (start + existing) * size,
+                (stop - existing) * size,
+            )  # fmt: skip
+        else:
+            for j in range(existing, min(moved, stop)):
+                slab[own + j] = source[item, channel + c, start + j * step_in]
+            for j in range(max(existing, moved_end), stop):
+                slab[own + j] = source[item, channel + c, start + j * step_in]
+        for j in range(stop, end):
+            slab[own + j] = 0
 
 
 @helper

@@ -21,6 +21,7 @@ class Family:
     layout: Layout
     numbers: Any  # a PanelSizes and its lists, as an array
     together: int  # tiles that are packed together where they are neighbours in the weight
+    apart: "Family | None"  # the same with a row for each tap
 
 
 Families = tuple[Family, ...]  # of a layer
@@ -102,7 +103,15 @@ def _grad_input_families(plan: Plan, channels: int, row_channels: int, size: int
 def _families(layouts: tuple[Layout, ...] | None, together: int) -> Families | None:
     if layouts is None:
         return None
-    return tuple(Family(own, _numbers(own), together) for own in layouts)
+    dtype = np.dtype(f"f{layouts[0].itemsize}")
+    packing.pack_panels.compile(dtype)  # the first call compiles what any length can need
+    packing.pack_batch.address(dtype)
+    return tuple(_family(own, together) for own in layouts)
+
+
+def _family(own: Layout, together: int) -> Family:
+    apart = None if own.apart is None else _family(own.apart, together)
+    return Family(own, _numbers(own), together, apart)
 
 
 def _numbers(own: Layout) -> Any:
@@ -122,7 +131,10 @@ def _numbers(own: Layout) -> Any:
         else 0,
         interleave=moves.moves.interleave(size, own.lanes, own.rows) if own.step_out == 1 else 0,
         lay_out=moves.moves.lay_out(size, own.tile_phases),
-        deinterleave=moves.moves.deinterleave(size, own.lanes, own.step_in) if own.every_plane else 0,
+        deinterleave=moves.moves.deinterleave(size, own.lanes, own.step_in)
+        if own.step_in > 1 and own.whole_periods
+        else 0,
+        part_rows=moves.moves.part_rows(size, own.step_in) if own.whole_periods else 0,
         copy_rows=moves.moves.copy_rows(size),
         pack_slab=packing.pack_slab.address(dtype),
         pack_tiles=packing.pack_tiles.address(dtype),

@@ -108,7 +108,7 @@ def store_columns(
                     call_rows(
                         copy_rows,
                         (address_of(staging) + (at + p) * staging.itemsize, channel_step * staging.itemsize, 0, count,
-                         channels, target_at + (l + p) * output.itemsize, output.strides[1], count),
+                         channels, target_at + (l + p) * output.itemsize, output.strides[1], 0, count),
                     )  # fmt: skip
             else:
                 for p in range(own_phases):
