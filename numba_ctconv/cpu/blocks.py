@@ -12,7 +12,7 @@ import numpy as np
 
 from ..geometry import Geometry
 from . import microkernels, target, tiled
-from .layout import BLOCK, MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
+from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
 
 PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
@@ -192,6 +192,6 @@ def reads_in_place(layout: Layout, strides: tuple[int, ...]) -> bool:
     _, pitch, step = strides
     if layout.step_in != 1 or not layout.every_plane or step != layout.itemsize or pitch % step != 0 or pitch <= 0:
         return False
-    if layout.row_tiles * layout.taps > MOST_IN_PLACE:
+    if layout.worth_copying:
         return False
     return layout.slab_rows * math.gcd(pitch, CACHE_PERIOD) <= CACHE_WAYS * CACHE_PERIOD

@@ -89,8 +89,11 @@ def copy_rows(typingctx, double, lanes, values):
             there = emit.lanes_within(builder.sub(t, first), builder.sub(stop, first))
             kept = emit.lanes_within(t, count)
             start, to = emit.element_at(source, t), emit.element_at(target, t)
+            ahead = builder.mul(count, I64(emit.size))  # the next strip, as above
             with emit.loop(rows, I64(1)) as row:
-                value = emit.load_some(builder.add(start, builder.mul(row.index, source_step)), there)
+                at = builder.add(start, builder.mul(row.index, source_step))
+                emit.prefetch(builder.add(at, ahead), write=False)
+                value = emit.load_some(at, there)
                 emit.store_some(value, builder.add(to, builder.mul(row.index, target_step)), kept)
         return context.get_dummy_value()
 
