@@ -144,7 +144,8 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     even = -(-min(width, columns) // (layout.lanes * tiles)) * layout.lanes
     strip = min(even if layout.strip == full else layout.strip, width)
     pitch = layout.lead + strip + layout.tail
-    if columns <= layout.few_columns:  # rows so short that many share a cache line
+    alone = columns == layout.lanes + 1 <= microkernels.COLUMNS[-1]  # in a tile of few, too
+    if alone or columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     short = columns <= min(strip, layout.lanes + min(layout.few_columns, layout.lanes - 1))  # one vector and a few
     together, block_channels = 0, 0

@@ -247,7 +247,7 @@ def _layout(*, channels: int, row_channels: int, itemsize: int, planes: Any, pla
     strip = min(strip, width)
     if -(-width // strip) * (lead + strip + tail) * slab_rows * itemsize > LARGEST_SLAB_BYTES:
         return None
-    few = few_columns(tile_rows)
+    few = few_columns(lanes, tile_rows)
     start_size = microkernels.panel_width(tile_rows)
     few_tiles, tall = microkernels.few_tiles(lanes, tile_rows), tall_tiles(tile_rows)
     return Layout(
@@ -298,9 +298,10 @@ def strip_columns(full: int, reach: int) -> int:
     return full * max(1, -(-reach * SHARED_PART // full))
 
 
-def few_columns(rows: int) -> int:
+def few_columns(lanes: int, rows: int) -> int:
     """Columns up to which lanes over the rows of a tile are better filled than lanes over time."""
-    return min(microkernels.COLUMNS[-1], rows + 1)
+    fitting = [count for count in microkernels.COLUMNS if microkernels.fit_together(lanes, rows, count)]
+    return min(rows + 1, max(fitting, default=microkernels.COLUMNS[0]))
 
 
 def tall_tiles(rows: int) -> int:
