@@ -186,18 +186,22 @@ def test_depthwise_rows_multiply_whole_vectors(machine, double):
 @pytest.mark.parametrize("double", [0, 1])
 @pytest.mark.parametrize("rows", [4, 5, 8, 12])
 def test_tiles_of_few_columns_multiply_vectors(machine, double, rows):
-    """Vectors as wide as the rows of one panel, or of two where the machine's have room for them."""
+    """Vectors as wide as the rows of one panel, or of two where the machine's have room for them; nothing spilled."""
     if rows > machine.registers // 4 * 3 // 2:
         pytest.skip(f"the tiles of this machine have at most {machine.registers // 4 * 3 // 2} rows")
-    write, size = microkernels.ColumnTile, 8 if double else 4
+    size = 8 if double else 4
     lanes = machine.vector_bytes // size
-
-    def write_all(builder, given):
-        for n in microkernels.COLUMNS:
-            tile = write(builder, double, lanes, rows)
-            tile.write(n, tile.given(given[0], tile.tiles), *given[1:])
-
-    lines = assembly(machine, write_all, 8)
     fma = machine.fma[size].replace("%ymm", "%[xy]mm").replace("%zmm", "%[xyz]mm")
-    assert count(CALL, lines) == count(SCALAR, lines) == 0
-    assert count(fma, lines) >= write.vectors * sum(microkernels.COLUMNS)
+    for columns in microkernels.COLUMNS:
+
+        def write(builder, given, columns=columns):
+            tile = microkernels.ColumnTile(builder, double, lanes, rows)
+            tile.write(columns, tile.given(given[0], tile.tiles), *given[1:])
+
+        lines = assembly(machine, write, 8)
+        assert count(CALL, lines) == count(SCALAR, lines) == 0
+        assert count(fma, lines) >= microkernels.ColumnTile.vectors * columns
+        if microkernels.fit_together(lanes, rows, columns // 2):  # then half of the sums does in any case
+            loops = [loop for loop in innermost_loops(lines) if count(fma, loop)]
+            assert loops
+            assert not [line for loop in loops for line in loop if re.search(machine.stack, line)], columns

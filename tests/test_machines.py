@@ -12,10 +12,15 @@ DIGEST = """
 import hashlib
 import numpy as np
 import numba_ctconv as nc
-from numba_ctconv.benchmark.workloads import CASES, layer_problems
+from numba_ctconv.benchmark.workloads import CASES, Problem, layer_problems
 from numba_ctconv.cpu import target
 digest = hashlib.sha256()
 problems = (*CASES, *(p.shrunk(24, 40) for p in layer_problems(core=True)))
+# a column more than vectors of 4, 8 and 16 lanes hold; phases of which 16 registers and 32 take different parts
+problems += tuple(
+    Problem(f"K{2 * stride} L{length}", 2 if length > 9 else 1, 40, 30, length, 2 * stride, stride)
+    for stride in (2, 3, 7, 13) for length in (4, 8, 9, 16, 60)
+)
 for dtype in (np.float32, np.float64):
     for problem, exact in ((problem, exact) for problem in problems for exact in (True, False)):
         x, w, b, dy = problem.operands(dtype, exact=exact)

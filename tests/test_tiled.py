@@ -298,7 +298,7 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(chang
     change(blocks, "reads_in_place", counted)
     change(blocks, "IN_PLACE_BYTES", 1)  # narrow blocks, of which most touch no end of an item
     in_place = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
-    change(blocks, "MOST_IN_PLACE", 0)
+    change(layout, "MOST_IN_PLACE", 0)
     packed = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
     assert read == [True, False]
     np.testing.assert_array_equal(in_place, packed)

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..geometry import Geometry
 from . import microkernels, target, tiled
-from .layout import BLOCK, MOST_IN_PLACE, SLAB_BYTES, Layout, Sizes
+from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
 
 PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
@@ -167,7 +167,8 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     even = -(-min(width, columns) // (layout.lanes * tiles)) * layout.lanes
     strip = min(even if layout.strip == full else layout.strip, width)
     pitch = layout.lead + strip + layout.tail
-    if columns <= layout.few_columns:  # rows so short that many share a cache line
+    alone = columns == layout.lanes + 1 <= microkernels.COLUMNS[-1]  # in a tile of few, too
+    if alone or columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     short = columns <= min(strip, layout.lanes + min(layout.few_columns, layout.lanes - 1))  # one vector and a few
     together, block_channels = 0, 0
@@ -215,6 +216,6 @@ def reads_in_place(layout: Layout, strides: tuple[int, ...]) -> bool:
     _, pitch, step = strides
     if layout.step_in != 1 or not layout.every_plane or step != layout.itemsize or pitch % step != 0 or pitch <= 0:
         return False
-    if layout.row_tiles * layout.taps > MOST_IN_PLACE:
+    if layout.worth_copying:
         return False
     return layout.slab_rows * math.gcd(pitch, CACHE_PERIOD) <= CACHE_WAYS * CACHE_PERIOD

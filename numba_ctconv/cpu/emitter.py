@@ -180,7 +180,7 @@ class Emitter:
 
     def every_second(self, panels, rows, r):
         """Of which panels a term asks for later weights: of every second one where two terms share a cache line."""
-        if 2 * rows * self.size > CACHE_LINE:
+        if 2 * rows * self.size > CACHE_LINE or len(panels) == 1:
             return panels
         odd = self.builder.trunc(r, ir.IntType(1))
         pairs = zip(panels[1::2], panels[0::2], strict=True)

@@ -18,10 +18,10 @@ LEAST_FAR_BLOCKS = 4  # of a channel's terms
 BLOCK = 32  # terms of a partial sum: torch's accuracy at 3 % of the time, where 64 has one and a half times its error
 SLAB_BYTES = 1024 * 1024  # what a block of columns takes of the second-level cache; weights stream past each block
 MOST_VECTORS = 6  # of a tile
-LEAST_ROWS = 0.75  # part of the usual rows of a tile, below which the slab would be read too often
-MOST_PHASES = 12  # that a tile interleaves: rows up to which one vector of each still fills 16 registers
+LEAST_ROWS = 0.75  # part of the usual rows of a tile, below which the slab would be read too often in any case
+MOST_PHASES = 12  # of a stride, for all of which a tile that has those of a family leaves room as it stores
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
-MOST_IN_PLACE = 40  # times that a sample is loaded, below which copying it first would show
+MOST_IN_PLACE = 320  # products that a sample is a term of, at tiles' usual rows; below, copying it first would show
 MOST_STREAMS = 48  # rows that are read in place side by side at little loss: prefetchers follow 32 or so
 MOST_BLOCK_TAPS = 8
 WIDEST_SLAB = 48  # vectors; wider ones leave too few blocks to share out evenly
@@ -171,12 +171,17 @@ class Layout:
         return bool((periods == periods[:, :1] + np.arange(step)).all())
 
     @property
+    def worth_copying(self) -> bool:
+        """Whether tiles load a sample so often that the time in which it is copied first hardly counts."""
+        return self.row_tiles * usual_rows() * self.taps > MOST_IN_PLACE
+
+    @property
     def many_streams(self) -> bool:
         """Whether rows that are read in place are too many to be read side by side.
 
         Then all tiles of a block sum up a block of terms before any sums up the next.
         """
-        in_place = self.step_in == 1 and self.every_plane and self.row_tiles * self.taps <= MOST_IN_PLACE
+        in_place = self.step_in == 1 and self.every_plane and not self.worth_copying
         return in_place and self.slab_rows > MOST_STREAMS and self.taps > 0
 
 
@@ -268,7 +273,7 @@ def _slab_layout(*, channels: int, row_channels: int, itemsize: int, planes: Any
     strip = min(strip, width)
     if -(-width // strip) * (lead + strip + tail) * slab_rows * itemsize > LARGEST_SLAB_BYTES:
         return None
-    few = few_columns(tile_rows)
+    few = few_columns(lanes, tile_rows)
     start_size = microkernels.panel_width(tile_rows)
     few_tiles, tall = microkernels.few_tiles(lanes, tile_rows), tall_tiles(tile_rows)
     return Layout(
@@ -283,19 +288,35 @@ def _slab_layout(*, channels: int, row_channels: int, itemsize: int, planes: Any
     )  # fmt: skip
 
 
+def usual_rows() -> int:
+    """Rows of a tile where nothing is against it."""
+    return target.vector_registers() // 4
+
+
 def tile_shape(row_channels: int, phases: int) -> tuple[int, int]:
-    """Rows of a tile and how many phases it interleaves: whole channels where they fit, else an even part of one."""
-    usual = target.vector_registers() // 4
+    """Rows of a tile and how many phases it interleaves: whole channels where they fit, else a part of one.
+
+    Seven rows fit 16 registers with one vector each, and a tile loads as much as it multiplies: two parts of four rows,
+    one of which stands for no phase, take less time. Three channels of three phases fit 32 registers, but load more for
+    their products than two.
+    """
+    usual = usual_rows()
     most = usual + usual // 2  # rows of which two vectors each, theirs and a weight still fit the registers
     if phases > most:
-        parts = [part for part in range(most, usual - 1, -1) if phases % part == 0]
-        own = parts[0] if parts else phases if phases <= MOST_PHASES else usual
+        own = min(range(most, usual - 1, -1), key=lambda part: -phases % part)  # rows that stand for no phase
         return own, own
     channels = max(1, usual // phases)
-    if phases * channels < usual * LEAST_ROWS and phases * (channels + 1) <= most:
+    rows, more, least = phases * channels, phases * (channels + 1), usual * LEAST_ROWS
+    if more <= most and (rows < least or (rows == least and products_of_loads(more) >= products_of_loads(rows))):
         channels += 1
     tiles = -(-row_channels // channels)
     return phases * -(-row_channels // tiles), phases
+
+
+def products_of_loads(rows: int) -> float:
+    """Products of a full tile to each vector or weight that it loads."""
+    vectors = tile_vectors(rows)
+    return rows * vectors / (rows + vectors)
 
 
 def strip_columns(full: int, reach: int) -> int:
@@ -303,9 +324,10 @@ def strip_columns(full: int, reach: int) -> int:
     return full * max(1, -(-reach * SHARED_PART // full))
 
 
-def few_columns(rows: int) -> int:
+def few_columns(lanes: int, rows: int) -> int:
     """Columns up to which lanes over the rows of a tile are better filled than lanes over time."""
-    return min(microkernels.COLUMNS[-1], rows + 1)
+    fitting = [count for count in microkernels.COLUMNS if microkernels.fit_together(lanes, rows, count)]
+    return min(rows + 1, max(fitting, default=microkernels.COLUMNS[0]))
 
 
 def tall_tiles(rows: int) -> int:

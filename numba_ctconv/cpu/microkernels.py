@@ -23,6 +23,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..forks import compiling
+from . import target
 from .emitter import I64, Emitter, c_function
 from .target import CACHE_LINE
 
@@ -234,6 +235,12 @@ def few_tiles(lanes: int, rows: int) -> int:
     return 4 if 2 * panel_width(rows) <= lanes else 2
 
 
+def fit_together(lanes: int, rows: int, count: int) -> bool:
+    """Whether the sums of both vectors of a tile of so many columns fit the registers, beside those and a sample."""
+    registers = -(-few_tiles(lanes, rows) // ColumnTile.vectors * panel_width(rows) // lanes)  # of one vector
+    return ColumnTile.vectors * registers * (count + 1) + 1 <= target.vector_registers()
+
+
 class ColumnTile(Emitter):
     """Writes the code of a tile of few columns.
 
@@ -245,29 +252,42 @@ class ColumnTile(Emitter):
 
     def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
         self.rows, self.width, self.tiles = rows, panel_width(rows), few_tiles(lanes, rows)
+        self.together = [count for count in COLUMNS if fit_together(lanes, rows, count)]
         super().__init__(builder, double, self.tiles // self.vectors * self.width)
 
     def write(self, count, panels, slab, offsets, terms, block, start, _, out):
         builder = self.builder
         cells = [(t, c) for t in range(self.vectors) for c in range(count)]
-        places = [self.element_at(out, I64((c * self.vectors + t) * self.lanes)) for t, c in cells]
+        places = {(t, c): self.element_at(out, I64((c * self.vectors + t) * self.lanes)) for t, c in cells}
         with builder.if_then(builder.icmp_signed("!=", start, I64(0))):
-            for (t, _), place in zip(cells, places, strict=True):
+            for (t, _), place in places.items():
                 self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.lanes)))), place)
+        step = self.vectors if count in self.together else 1  # else one vector's after the other's
+        joined = self.tiles // self.vectors
+        for first in range(0, self.vectors, step):
+            own_panels = panels[first * joined : (first + step) * joined]
+            own_places = {cell: place for cell, place in places.items() if first <= cell[0] < first + step}
+            self.add(count, own_panels, slab, offsets, terms, block, own_places)
+
+    def add(self, count, panels, slab, offsets, terms, block, places):
+        """Add what some panels contribute, a block of terms after the other, to what lies at places: of (t, c)."""
+        builder, joined = self.builder, self.tiles // self.vectors
         with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
-            with self.loop(own_terms, I64(1), [self.zero()] * len(cells)) as own:
+            with self.loop(own_terms, I64(1), [self.zero()] * len(places)) as own:
                 r = builder.add(blocks.index, own.index)
                 weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
                 for address in self.every_second(weights, self.rows, r):
                     self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
-                joined = self.tiles // self.vectors
-                w = [self.joined(*weights[t : t + joined]) for t in range(0, self.tiles, joined)]
+                w = [self.joined(*weights[t : t + joined]) for t in range(0, len(panels), joined)]
                 at = self.element_at(slab, self.index_at(offsets, r))
-                samples = [self.broadcast_at(at, c) for c in range(count)]
-                sums = zip(cells, own.values, strict=True)
-                own.keep([builder.call(self.fma, [w[t], samples[c], sum_]) for (t, c), sum_ in sums])
-            for place, partial in zip(places, own.values, strict=True):
+                sums = dict(zip(places, own.values, strict=True))
+                for c in range(count):  # in turn, else LLVM would hold all of a term's samples and spill a sum
+                    sample = self.broadcast_at(at, c)
+                    for weight, cell in zip(w, [cell for cell in places if cell[1] == c], strict=True):
+                        sums[cell] = builder.call(self.fma, [weight, sample, sums[cell]])
+                own.keep(list(sums.values()))
+            for place, partial in zip(places.values(), own.values, strict=True):
                 self.store(builder.fadd(self.load(place), partial), place)
 
     def joined(self, *addresses):

@@ -94,8 +94,11 @@ def part_rows(typingctx, double, lanes, planes, values):
             kept = emit.lanes_within(t, count)
             at = [emit.element_at(source, begin) for begin in begins]
             to = [builder.add(emit.element_at(target, t), builder.mul(plane_step, I64(p))) for p in streams]
+            ahead = builder.mul(count, I64(len(streams) * emit.size))  # the next strip, as above
             with emit.loop(rows, I64(1)) as row:
                 own, own_to = (builder.mul(row.index, step) for step in (source_step, target_step))
+                for a in at:
+                    emit.prefetch(builder.add(builder.add(a, own), ahead), write=False)
                 vectors = [emit.load_some(builder.add(a, own), some) for a, some in zip(at, there, strict=True)]
                 for place, value in zip(to, emit.deinterleaved(vectors), strict=True):
                     emit.store_some(value, builder.add(place, own_to), kept)

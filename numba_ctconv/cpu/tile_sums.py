@@ -167,8 +167,10 @@ def sum_few(
 
 @part
 def few_of(columns, sizes):
-    """Columns that are left to a tile of few."""
+    """Columns that are left to a tile of few; with one that would follow a vector alone, so is that."""
     few = columns % sizes.lanes
+    if columns == sizes.lanes + 1 and columns <= COLUMNS[-1]:
+        return columns
     return few if few <= sizes.few_columns else 0
 
 
