@@ -198,13 +198,17 @@ def forward(
     else:
         given = {"input": input, "weight": weight, "bias": bias, "out": out}
         engine = engine_of(given, optional=("bias", "out"))
-        chosen = checks.algorithm(algorithm, engine.algorithms)
         allowed = chosen_precision(precision, engine.precisions)
-        x, w, b, y = engine.operands(given).values()
-        geometry, shape = shapes.of_forward(p, output_size, chosen, x, w, b, y)
+        arrays = engine.operands(given)
+        x, w, b, y = arrays.values()
+        if output_size is None and type(algorithm) is str:
+            described = [array if array is None else engine.described(array) for array in (x, w, b, y)]
+            chosen, geometry, shape = shapes.described_forward(engine, p, algorithm, *described)
+        else:
+            chosen, geometry, shape = shapes.of_forward(engine, p, algorithm, output_size, x, w, b, y)
         if out is not None:
             checks.output_memory(engine, "out", y, {"input": x, "weight": w, "bias": b})
-        queue = engine.launch_stream(stream, given)
+        queue = engine.launch_stream(stream, arrays)
         if out is None:
             out = engine.empty(shape, x.dtype, input, queue)
             y = engine.operands({"out": out})["out"]
@@ -296,7 +300,8 @@ def backward(
     """conv_transpose1d_backward with its integers checked; a layer gives what it keeps of its weight for the engine."""
     wanted = checks.needs(needs)
     outs = checks.gradients_out(out, wanted)
-    usual = precision is None and stream is None and type(algorithm) is str and type(input_length) in (int, NoneType)
+    simple = type(algorithm) is str and type(input_length) in (int, NoneType)
+    usual = precision is None and stream is None and simple
     plain = usual and are_plain(grad_output, weight, input, outs[0]) and are_plain(grad_output, weight, *outs[1:])
     if plain:
         engine, dy, x, w = cpu_engine(), grad_output, input, weight  # the engine's own view of each is itself
@@ -311,12 +316,19 @@ def backward(
     else:
         given = {"grad_output": grad_output, "input": input, "weight": weight} | dict(zip(OUT_NAMES, outs, strict=True))
         engine = engine_of(given, optional=("input", *OUT_NAMES))
-        chosen = checks.algorithm(algorithm, engine.algorithms)
         allowed = chosen_precision(precision, engine.precisions)
-        dy, x, w, *views = engine.operands(given).values()
-        geometry, result_shapes = shapes.of_backward(p, input_length, "weight" in wanted, chosen, dy, x, w, views)
+        arrays = engine.operands(given)
+        dy, x, w, *views = arrays.values()
+        of_lengths = (engine, p, algorithm, input_length, "weight" in wanted)
+        if simple:
+            described = [array if array is None else engine.described(array) for array in (dy, x, w, *views)]
+            chosen, geometry, result_shapes = shapes.described_backward(
+                *of_lengths, *described[:3], tuple(described[3:])
+            )
+        else:
+            chosen, geometry, result_shapes = shapes.of_backward(*of_lengths, dy, x, w, views)
         _check_outs(engine, views, {"grad_output": dy, "input": x, "weight": w})
-        queue = engine.launch_stream(stream, given)
+        queue = engine.launch_stream(stream, arrays)
     results = list(outs)
     for k, name in enumerate(Gradients._fields):
         if results[k] is None and name in wanted:

@@ -93,8 +93,8 @@ layer = nc.ConvTranspose1d.from_state_dict(
 )
 x, out = memory.put(x), memory.empty(dy.shape, None)
 stream, other = cuda.stream(), cuda.stream()
-pack, packed, start = packing.pack(arithmetic.FLOAT32), [], launches.start
-launches.start = lambda kernel, *given: packed.append(kernel is pack) or start(kernel, *given)
+pack, packed, run = packing.pack(arithmetic.FLOAT32), [], launches.run
+launches.run = lambda prepared, *given: packed.append(prepared.kernel is pack) or run(prepared, *given)
 pending = ctypes.c_long.in_dll(driver, "idle_pending")
 def call(on=stream):
     packed.clear()
