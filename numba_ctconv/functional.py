@@ -319,22 +319,19 @@ def backward(
         allowed = chosen_precision(precision, engine.precisions)
         arrays = engine.operands(given)
         dy, x, w, *views = arrays.values()
-        of_lengths = (engine, p, algorithm, input_length, "weight" in wanted)
-        if simple:
-            described = [array if array is None else engine.described(array) for array in (dy, x, w, *views)]
-            chosen, geometry, result_shapes = shapes.described_backward(
-                *of_lengths, *described[:3], tuple(described[3:])
-            )
-        else:
-            chosen, geometry, result_shapes = shapes.of_backward(*of_lengths, dy, x, w, views)
+        asked = (engine, p, algorithm, input_length, "weight" in wanted)
+        chosen, geometry, result_shapes = _of_backward(simple, asked, dy, x, w, views)
         _check_outs(engine, views, {"grad_output": dy, "input": x, "weight": w})
         queue = engine.launch_stream(stream, arrays)
     results = list(outs)
+    targets = results if plain else views
     for k, name in enumerate(Gradients._fields):
         if results[k] is None and name in wanted:
             results[k] = engine.empty(result_shapes[k], dy.dtype, grad_output, queue)
+            if not plain:
+                targets[k] = engine.operands({name: results[k]})[name]
     gradients = Gradients(*results)
-    dx, dw, db = gradients if plain else engine.operands(gradients._asdict()).values()
+    dx, dw, db = targets
     if len(dy.shape) == 2:
         dy, x, dx = (array if array is None else engine.batched(array) for array in (dy, x, dx))
     if dx is not None:
@@ -344,6 +341,15 @@ def backward(
     elif db is not None:
         engine.grad_bias(dy, chosen, queue, db)
     return gradients
+
+
+def _of_backward(simple: bool, asked: Any, dy: Any, x: Any, w: Any, results: Sequence[Any]) -> Any:
+    """What the arrays of a backward call give, found again where its other arguments are `simple`."""
+    if not simple:
+        return shapes.of_backward(*asked, dy, x, w, results)
+    describe = asked[0].described
+    forms = [array if array is None else describe(array) for array in (dy, x, w, *results)]
+    return shapes.described_backward(*asked, *forms[:3], tuple(forms[3:]))
 
 
 def _check_outs(engine: Engine, arrays: Sequence[Any], operands: dict[str, Any]) -> None:

@@ -217,9 +217,6 @@ class CudaEngine:
         return queues.describe_device()
 
 
-ENGINE = CudaEngine()
-
-
 def _zero(array: Any, queue: Queue) -> None:
     """Queue the zeros that a scatter kernel adds to."""
     none = arrays.nothing(array.dtype)
@@ -233,3 +230,6 @@ def _bits(array: Any) -> Any:
 
 def _three_dimensional(array: Any) -> Any:
     return array if len(array.shape) == 3 else _three_dimensional(arrays.batched(array))
+
+
+ENGINE = CudaEngine()  # last, because it says that all of the module is there

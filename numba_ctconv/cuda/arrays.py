@@ -80,6 +80,7 @@ def own_stream(value: Any) -> int | None:
     return pointer_of(value.stream)
 
 
+@functools.lru_cache(maxsize=1024)
 def contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """The strides of an array in C order."""
     return tuple(math.prod(shape[d + 1 :]) * itemsize for d in range(len(shape)))
@@ -191,6 +192,7 @@ def view(memory: Memory, owner: Any, producer: Any = None, form: Form | None = N
     else:
         array = SimulatedArray(np.asarray(_Exported(interface, owner)).view(dtype))
     array.memory, array.owner, array.producer, array.form = memory, owner, producer, form
+    array.address = memory.address
     return array
 
 
@@ -258,9 +260,10 @@ def overlapped(array: Any, others: dict[str, Any]) -> str | None:
 
 
 def _span(array: Any) -> tuple[int, int]:
-    memory = memory_of(array)
-    form = array.form if type(array) is VIEW else form_of(memory.dtype, memory.shape, memory.strides)
-    return memory.address + form.first, memory.address + form.last
+    if type(array) is not VIEW:
+        array = view(memory_of(array), array)
+    address, form = array.address, array.form
+    return address + form.first, address + form.last
 
 
 def constants(values: tuple[int, ...], device: int) -> Any:

@@ -215,7 +215,7 @@ def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
         if value is not None:
             producer = producer_of(value)
             pointer = producer.stream(value)
-            given.append((value, producer, None if pointer is None else _legacy_as_default(pointer)))
+            given.append((value, producer, _legacy_as_default(pointer) if pointer else pointer))
             if place is None:
                 place = device(value)
     queue = Queue(
