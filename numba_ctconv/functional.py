@@ -346,7 +346,7 @@ def backward(
 def _of_backward(simple: bool, asked: Any, dy: Any, x: Any, w: Any, results: Sequence[Any]) -> Any:
     """What the arrays of a backward call give, found again where its other arguments are `simple`."""
     if not simple:
-        return shapes.of_backward(*asked, dy, x, w, results)
+        return shapes.of_backward(*(*asked, dy, x, w, results))
     describe = asked[0].described
     forms = [array if array is None else describe(array) for array in (dy, x, w, *results)]
     return shapes.described_backward(*asked, *forms[:3], tuple(forms[3:]))
