@@ -1,6 +1,7 @@
 """NumPy or device array? Picks the engine for the arrays of a call. Imports no framework, and an engine when needed."""
 
 import functools
+import sys
 from collections.abc import Collection
 from typing import Any, Protocol
 
@@ -11,6 +12,7 @@ from .checks import Algorithm, Precision
 from .forks import compiling
 from .geometry import Geometry
 
+CUDA = f"{__package__}.cuda"
 PLAIN = (np.ndarray, type(None))
 DLPACK_CUDA = (2, 13)  # memory of a GPU, and memory that host and GPU share
 
@@ -34,6 +36,9 @@ class Engine(Protocol):
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of all arrays of a call, of dtypes that the kernels take, on one device; None stays None."""
 
+    def described(self, array: Any) -> Any:
+        """What arrays of one dtype, shape and strides have in common: hashable, with all three."""
+
     def batched(self, array: Any) -> Any:
         """A view with a leading dimension of one."""
 
@@ -43,8 +48,8 @@ class Engine(Protocol):
     def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
         """The first of `others`, some of which may be None, that shares memory with the array."""
 
-    def launch_stream(self, stream: Any, values: dict[str, Any]) -> Any:
-        """Where the work of a call is queued: `stream`, or that of the first of `values`; it waits for the others'."""
+    def launch_stream(self, stream: Any, arrays: dict[str, Any]) -> Any:
+        """Where the work of a call is queued: `stream`, or that of the first of `arrays`; it waits for the others'."""
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: Any, stream: Any) -> Any:
         """A new value from the library that `like` comes from."""
@@ -109,11 +114,12 @@ def engine_of(values: dict[str, Any], optional: Collection[str] = ()) -> Engine:
     """The engine of the memory that all values live in; of those that are optional, None is passed over."""
     host = device = None
     for name, value in values.items():
+        kind: Any = type(value)
         if value is None and name in optional:
             continue
         if isinstance(value, np.ndarray):
             host = host or name
-        elif _on_device(value, name):
+        elif _of_a_device(kind) or _on_device(value, name):
             device = device or name
         else:
             checks.not_an_array(name, value)
@@ -137,11 +143,21 @@ def cpu_engine() -> Engine:
 
 def cuda_engine(name: str) -> Engine:
     """The CUDA engine, imported at its first use, which the argument `name` asks for."""
+    engine: Engine | None = getattr(sys.modules.get(CUDA), "ENGINE", None)  # the import statement takes longer
+    if engine is not None:
+        return engine
     try:
         from . import cuda  # noqa: PLC0415  # numba.cuda takes long to import and may be missing
     except ImportError as reason:
         checks.no_cuda(name, reason)
     return cuda.ENGINE
+
+
+@functools.lru_cache(maxsize=64)
+def _of_a_device(kind: Any) -> bool:
+    """Whether all arrays of a type are in CUDA's memory: Numba's own by their mark, and CuPy's, slow to describe."""
+    cupy = getattr(sys.modules.get("cupy"), "ndarray", None)
+    return hasattr(kind, "__cuda_ndarray__") or (cupy is not None and issubclass(kind, cupy))
 
 
 def _on_device(value: Any, name: str) -> bool:

@@ -198,13 +198,17 @@ def forward(
     else:
         given = {"input": input, "weight": weight, "bias": bias, "out": out}
         engine = engine_of(given, optional=("bias", "out"))
-        chosen = checks.algorithm(algorithm, engine.algorithms)
         allowed = chosen_precision(precision, engine.precisions)
-        x, w, b, y = engine.operands(given).values()
-        geometry, shape = shapes.of_forward(p, output_size, chosen, x, w, b, y)
+        arrays = engine.operands(given)
+        x, w, b, y = arrays.values()
+        if output_size is None and type(algorithm) is str:
+            described = [array if array is None else engine.described(array) for array in (x, w, b, y)]
+            chosen, geometry, shape = shapes.described_forward(engine, p, algorithm, *described)
+        else:
+            chosen, geometry, shape = shapes.of_forward(engine, p, algorithm, output_size, x, w, b, y)
         if out is not None:
             checks.output_memory(engine, "out", y, {"input": x, "weight": w, "bias": b})
-        queue = engine.launch_stream(stream, given)
+        queue = engine.launch_stream(stream, arrays)
         if out is None:
             out = engine.empty(shape, x.dtype, input, queue)
             y = engine.operands({"out": out})["out"]
@@ -296,7 +300,8 @@ def backward(
     """conv_transpose1d_backward with its integers checked; a layer gives what it keeps of its weight for the engine."""
     wanted = checks.needs(needs)
     outs = checks.gradients_out(out, wanted)
-    usual = precision is None and stream is None and type(algorithm) is str and type(input_length) in (int, NoneType)
+    simple = type(algorithm) is str and type(input_length) in (int, NoneType)
+    usual = precision is None and stream is None and simple
     plain = usual and are_plain(grad_output, weight, input, outs[0]) and are_plain(grad_output, weight, *outs[1:])
     if plain:
         engine, dy, x, w = cpu_engine(), grad_output, input, weight  # the engine's own view of each is itself
@@ -311,18 +316,22 @@ def backward(
     else:
         given = {"grad_output": grad_output, "input": input, "weight": weight} | dict(zip(OUT_NAMES, outs, strict=True))
         engine = engine_of(given, optional=("input", *OUT_NAMES))
-        chosen = checks.algorithm(algorithm, engine.algorithms)
         allowed = chosen_precision(precision, engine.precisions)
-        dy, x, w, *views = engine.operands(given).values()
-        geometry, result_shapes = shapes.of_backward(p, input_length, "weight" in wanted, chosen, dy, x, w, views)
+        arrays = engine.operands(given)
+        dy, x, w, *views = arrays.values()
+        asked = (engine, p, algorithm, input_length, "weight" in wanted)
+        chosen, geometry, result_shapes = _of_backward(simple, asked, dy, x, w, views)
         _check_outs(engine, views, {"grad_output": dy, "input": x, "weight": w})
-        queue = engine.launch_stream(stream, given)
+        queue = engine.launch_stream(stream, arrays)
     results = list(outs)
+    targets = results if plain else views
     for k, name in enumerate(Gradients._fields):
         if results[k] is None and name in wanted:
             results[k] = engine.empty(result_shapes[k], dy.dtype, grad_output, queue)
+            if not plain:
+                targets[k] = engine.operands({name: results[k]})[name]
     gradients = Gradients(*results)
-    dx, dw, db = gradients if plain else engine.operands(gradients._asdict()).values()
+    dx, dw, db = targets
     if len(dy.shape) == 2:
         dy, x, dx = (array if array is None else engine.batched(array) for array in (dy, x, dx))
     if dx is not None:
@@ -332,6 +341,15 @@ def backward(
     elif db is not None:
         engine.grad_bias(dy, chosen, queue, db)
     return gradients
+
+
+def _of_backward(simple: bool, asked: Any, dy: Any, x: Any, w: Any, results: Sequence[Any]) -> Any:
+    """What the arrays of a backward call give, found again where its other arguments are `simple`."""
+    if not simple:
+        return shapes.of_backward(*(*asked, dy, x, w, results))
+    describe = asked[0].described
+    forms = [array if array is None else describe(array) for array in (dy, x, w, *results)]
+    return shapes.described_backward(*asked, *forms[:3], tuple(forms[3:]))
 
 
 def _check_outs(engine: Engine, arrays: Sequence[Any], operands: dict[str, Any]) -> None:

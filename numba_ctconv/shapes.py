@@ -30,26 +30,34 @@ def plain_forward(
 
     `bias` is (dtype, shape) and `out` (dtype, shape, strides); False where there is none.
     """
-    chosen = checks.algorithm(algorithm, engine.algorithms)
     x, w = Described(input_dtype, input_shape), Described(weight_dtype, weight_shape)
     b, y = (Described(*given) if given else None for given in (bias, out))
     for name, array in (("input", x), ("weight", w), ("bias", b), ("out", y)):
         if array is not None:
             checks.floating(array, name, engine.dtypes)
-    return chosen, *of_forward(p, None, chosen, x, w, b, y)
+    return of_forward(engine, p, algorithm, None, x, w, b, y)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def described_forward(
+    engine: Any, p: Parameters, algorithm: str, x: Any, w: Any, b: Any, y: Any
+) -> tuple[Algorithm, Geometry, tuple[int, ...]]:
+    """The same of arrays that an engine described, for a call without an output size."""
+    return of_forward(engine, p, algorithm, None, x, w, b, y)
 
 
 def of_forward(
-    p: Parameters, output_size: object, algorithm: Algorithm, x: Array, w: Array, b: Array | None, y: Any
-) -> tuple[Geometry, tuple[int, ...]]:
-    """The geometry and the shape of the output of arrays that fit."""
+    engine: Any, p: Parameters, algorithm: object, output_size: object, x: Array, w: Array, b: Array | None, y: Any
+) -> tuple[Algorithm, Geometry, tuple[int, ...]]:
+    """The algorithm, the geometry and the shape of the output of arrays that fit."""
+    chosen = checks.algorithm(algorithm, engine.algorithms)
     checks.same_dtype({"input": x, "weight": w, "bias": b})
-    checks.summed_once(x.dtype, algorithm)
+    checks.summed_once(x.dtype, chosen)
     size = checks.output_size(output_size, (len(x.shape),))
     geometry, shape = forward(p, size, x.shape, w.shape, None if b is None else b.shape)
     if y is not None:
         checks.output_array(y, "out", shape, x.dtype)
-    return geometry, shape
+    return chosen, geometry, shape
 
 
 @functools.lru_cache(maxsize=KEPT)
@@ -67,36 +75,46 @@ def plain_backward(
     outs: Any,
 ) -> tuple[Algorithm, Geometry, tuple[tuple[int, ...], ...]]:
     """The twin of :func:`plain_forward`; `outs` describe three arrays, or False where all are made."""
-    chosen = checks.algorithm(algorithm, engine.algorithms)
     dy, w = Described(grad_output_dtype, grad_output_shape), Described(weight_dtype, weight_shape)
     x, *results = (Described(*given) if given else None for given in (input, *(outs or (False,) * len(OUT_NAMES))))
     names = ("grad_output", "input", "weight", *OUT_NAMES)
     for name, array in zip(names, (dy, x, w, *results), strict=True):
         if array is not None:
             checks.floating(array, name, engine.dtypes)
-    return chosen, *of_backward(p, input_length, weight_wanted, chosen, dy, x, w, results)
+    return of_backward(engine, p, algorithm, input_length, weight_wanted, dy, x, w, results)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def described_backward(
+    engine: Any, p: Parameters, algorithm: str, input_length: int | None, weight_wanted: bool, dy: Any, x: Any, w: Any,
+    results: tuple[Any, ...],
+) -> tuple[Algorithm, Geometry, tuple[tuple[int, ...], ...]]:  # fmt: skip
+    """The same of arrays that an engine described."""
+    return of_backward(engine, p, algorithm, input_length, weight_wanted, dy, x, w, results)
 
 
 def of_backward(
+    engine: Any,
     p: Parameters,
+    algorithm: object,
     input_length: object,
     weight_wanted: bool,
-    algorithm: Algorithm,
     dy: Array,
     x: Array | None,
     w: Array,
     results: Sequence[Any],
-) -> tuple[Geometry, tuple[tuple[int, ...], ...]]:
-    """The geometry and the shapes of the gradients of arrays that fit."""
+) -> tuple[Algorithm, Geometry, tuple[tuple[int, ...], ...]]:
+    """The algorithm, the geometry and the shapes of the gradients of arrays that fit."""
+    chosen = checks.algorithm(algorithm, engine.algorithms)
     checks.same_dtype({"grad_output": dy, "input": x, "weight": w})
-    checks.summed_once(dy.dtype, algorithm)
+    checks.summed_once(dy.dtype, chosen)
     input_shape = None if x is None else x.shape
     length = checks.input_length(input_length, input_shape, weight_wanted)
     geometry, shapes = backward(p, length, dy.shape, input_shape, w.shape)
     for name, array, shape in zip(OUT_NAMES, results, shapes, strict=True):
         if array is not None:
             checks.output_array(array, name, shape, dy.dtype)
-    return geometry, shapes
+    return chosen, geometry, shapes
 
 
 @functools.lru_cache(maxsize=KEPT)

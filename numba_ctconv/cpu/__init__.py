@@ -47,6 +47,10 @@ class CpuEngine:
         checks.floating(value, name)
         return np.asarray(value)
 
+    def described(self, array: Any) -> checks.Described:
+        """The dtype and the shape of an array, and its strides."""
+        return checks.Described(array.dtype, array.shape, array.strides)
+
     def batched(self, array: Any) -> Any:
         """A view with a leading dimension of one."""
         return array[None]
@@ -68,7 +72,7 @@ class CpuEngine:
                 return name
         return None
 
-    def launch_stream(self, stream: Any, values: dict[str, Any]) -> None:
+    def launch_stream(self, stream: Any, arrays: dict[str, Any]) -> None:
         """Host work has no queue."""
         checks.no_stream(stream)
 

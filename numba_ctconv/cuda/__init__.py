@@ -43,27 +43,35 @@ class CudaEngine:
 
     def operands(self, values: dict[str, Any]) -> dict[str, Any]:
         """Views of the arrays of a call, all on one GPU; None stays None."""
-        views: dict[str, Any] = {}
-        first: tuple[str, int] | None = None
-        for name, value in values.items():
-            if value is None:
-                views[name] = None
-                continue
-            if arrays.is_view(value):  # a layer's own
-                view = value
-            else:
-                memory: Any = producers.memory(value, name)
-                checks.floating(memory, name, self.dtypes)
-                if not arrays.aligned(memory):
-                    checks.unaligned(name)
-                view = arrays.view(memory, value if memory.owner is None else memory.owner)
-            device = producers.device(value)
-            if first is None and device is not None:
-                first = (name, device)
-            if first is not None and device not in (None, first[1]):
-                checks.mixed_devices(name, device, *first)
-            views[name] = view
+        views = {
+            # a layer's own are views already
+            name: value if value is None or arrays.is_view(value) else self._view(value, name)
+            for name, value in values.items()
+        }
+        if not queues.one_gpu():
+            first: tuple[str, int] | None = None
+            for name, view in views.items():
+                device = None if view is None else producers.device(view)
+                if first is None and device is not None:
+                    first = (name, device)
+                if first is not None and device not in (None, first[1]):
+                    checks.mixed_devices(name, device, *first)
         return views
+
+    def _view(self, value: Any, name: str) -> Any:
+        """A view of an array that the kernels take."""
+        producer = producers.producer_of(value)
+        memory = producer.memory(value, name)
+        form = arrays.form_of(memory.dtype, memory.shape, memory.strides)
+        if not form.taken:
+            checks.floating(form, name, self.dtypes)
+        if not form.aligned or (form.size and memory.address % form.dtype.itemsize):
+            checks.unaligned(name)
+        return arrays.view(memory, value, producer, form)
+
+    def described(self, array: Any) -> Any:
+        """All that is told of a view but where it lies."""
+        return array.form
 
     def batched(self, array: Any) -> Any:
         """A view with a leading dimension of one."""
@@ -75,14 +83,11 @@ class CudaEngine:
 
     def overlapped(self, array: Any, others: dict[str, Any]) -> str | None:
         """The first of `others` that shares memory with the array, or lies in its gaps."""
-        for name, other in others.items():
-            if other is not None and arrays.overlap(array, other):
-                return name
-        return None
+        return arrays.overlapped(array, others)
 
-    def launch_stream(self, stream: Any, values: dict[str, Any]) -> Queue:
-        """Where the work of a call is queued: `stream`, or that of the first of `values`; it waits for the others'."""
-        return producers.queue_of(stream, values)
+    def launch_stream(self, stream: Any, arrays: dict[str, Any]) -> Queue:
+        """Where the work of a call is queued: `stream`, or that of the first of `arrays`; it waits for the others'."""
+        return producers.queue_of(stream, arrays)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], like: Any, stream: Queue) -> Any:
         """A new value from the library that `like` comes from."""
@@ -191,7 +196,7 @@ class CudaEngine:
         queue = producers.queue_of(None, {"value": value})
         new = arrays.allocate(memory.shape, memory.dtype, queue._replace(stream=0))
         with queues.on_device(queue):
-            source, target = arrays.view(memory, memory.owner or value), arrays.view(arrays.memory_of(new), new)
+            source, target = arrays.view(memory, value), arrays.view(arrays.memory_of(new), new)
             each = launch.thread_each(target.size)
             _launch(fill_kernels.copy, each, queue, _three_dimensional(source), _three_dimensional(target))
             (queues.stream_of(queue.stream) or cuda.default_stream()).synchronize()
@@ -212,9 +217,6 @@ class CudaEngine:
         return queues.describe_device()
 
 
-ENGINE = CudaEngine()
-
-
 def _zero(array: Any, queue: Queue) -> None:
     """Queue the zeros that a scatter kernel adds to."""
     none = arrays.nothing(array.dtype)
@@ -228,3 +230,6 @@ def _bits(array: Any) -> Any:
 
 def _three_dimensional(array: Any) -> Any:
     return array if len(array.shape) == 3 else _three_dimensional(arrays.batched(array))
+
+
+ENGINE = CudaEngine()  # last, because it says that all of the module is there

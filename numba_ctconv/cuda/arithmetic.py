@@ -5,6 +5,7 @@ whose products are summed together, the first in the low bits. So halves lie in 
 float32 numbers do: a tap is an offset in words, whatever the shift, the stride and the length.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,6 +37,7 @@ TF32, FLOAT16, BFLOAT16_PAIRS = (Arithmetic(n, 4, t, True) for n, t in (("tf32",
 ALL = (FLOAT32, FLOAT64, TF32, FLOAT16, BFLOAT16_PAIRS)
 
 
+@functools.lru_cache(maxsize=64)
 def arithmetic_of(dtype: Any, precision: Precision) -> Arithmetic:
     """That of arrays of a dtype, where float32 products may be rounded as `precision` says."""
     if dtype == BFLOAT16:

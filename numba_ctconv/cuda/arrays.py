@@ -55,8 +55,9 @@ def memory_of(value: Any) -> Memory:
     Numba's own arrays are read by their attributes: the interface that they export drops strides of zero and does not
     know our bfloat16, and the simulator's have none but NumPy's.
     """
-    if type(value) is View:
-        return value.memory
+    if type(value) is VIEW:
+        memory: Memory = value.memory
+        return memory
     if hasattr(value, "__cuda_ndarray__"):
         own = value.__array_interface__["data"] if SIMULATED else (value.device_ctypes_pointer.value or 0, False)
         address, read_only = own
@@ -74,11 +75,12 @@ def memory_of(value: Any) -> Memory:
 
 def own_stream(value: Any) -> int | None:
     """Where Numba works on an array of its own, as a pointer."""
-    if SIMULATED or type(value) is View or isinstance(value.stream, int):
+    if SIMULATED or isinstance(value.stream, int):
         return None
     return pointer_of(value.stream)
 
 
+@functools.lru_cache(maxsize=1024)
 def contiguous(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """The strides of an array in C order."""
     return tuple(math.prod(shape[d + 1 :]) * itemsize for d in range(len(shape)))
@@ -97,37 +99,86 @@ def allocatable(dtype: Any) -> Any:
     return np.dtype("bfloat16") if "ml_dtypes" in sys.modules else None  # which numba-cuda imports
 
 
-class Kind(NamedTuple):
-    """What a kernel is compiled for: one object for each dtype and number of dimensions."""
+class Form:
+    """All that is told of an array but where it lies: one object for each dtype, shape and strides, while it is in use.
 
-    type: Any  # Numba's; it says "any strides" whatever they are, so that a kernel is compiled once for a dtype
+    So what is worked out for forms is found again by what they are, and no tuple is compared.
+    """
+
+    __slots__ = ("aligned", "dtype", "first", "last", "shape", "size", "strides", "taken", "words")
+
+    def __init__(self, dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> None:
+        self.dtype, self.shape, self.strides, self.size = dtype, shape, strides, math.prod(shape)
+        self.taken = dtype in checks.DEVICE_DTYPES  # by the engine
+        steps = [(stride, size - 1) for stride, size in zip(strides, shape, strict=True) if size > 1]
+        # a GPU can load every element at multiples of its size only; where the first one lies, the address says
+        self.aligned = self.size == 0 or not any(stride % dtype.itemsize for stride, _ in steps)
+        # the bytes that it spans, from its address
+        self.first = sum(min(stride, 0) * count for stride, count in steps)
+        self.last = sum(max(stride, 0) * count for stride, count in steps) + dtype.itemsize if self.size else self.first
+        # what a kernel of Numba's takes for an array: two pointers to its own memory's keepers come first
+        self.words = (0, 0, self.size, dtype.itemsize, 0, *shape, *strides)
+
+
+ADDRESS_WORD = 4  # of the words of a form
+
+
+@functools.lru_cache(maxsize=1024)
+def form_of(dtype: Any, shape: tuple[int, ...], strides: tuple[int, ...]) -> Form:
+    """The form of arrays of these."""
+    return Form(dtype, shape, strides)
+
+
+def contiguous_form(dtype: Any, shape: tuple[int, ...]) -> Form:
+    """That of an array in C order."""
+    return form_of(dtype, shape, contiguous(shape, dtype.itemsize))
 
 
 class View:
-    """The array that the kernels take, which keeps `owner` alive: described once, in the words of a launch."""
+    """The array that the kernels take, which keeps `owner` alive: a form, and where it lies."""
 
     __cuda_ndarray__ = True  # Numba's mark of a device array
-    __slots__ = ("dtype", "kind", "memory", "owner", "shape", "size", "span", "strides", "words")
+    __slots__ = ("address", "form", "memory", "owner", "producer")
 
-    def __init__(self, memory: Memory, owner: Any) -> None:
-        shape, dtype = memory.shape, memory.dtype
-        self.memory, self.owner, self.shape, self.dtype = memory, owner, shape, dtype
-        self.size, self.strides = math.prod(shape), memory.strides
-        self.kind = _kind(dtype, len(shape))
-        self.span: tuple[int, int] | None = None  # until it is asked for
-        # what a kernel of Numba's takes for an array: two pointers to its own memory's keepers come first
-        self.words = (0, 0, self.size, dtype.itemsize, memory.address, *shape, *memory.strides)
+    def __init__(self, memory: Memory, owner: Any, producer: Any, form: Form) -> None:
+        self.memory, self.owner, self.producer, self.form = memory, owner, producer, form
+        self.address = memory.address
+
+    @property
+    def dtype(self) -> Any:
+        """As NumPy has it."""
+        return self.form.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As NumPy has it."""
+        return self.form.shape
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """In bytes."""
+        return self.form.strides
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return self.form.size
 
 
 @functools.cache
-def _kind(dtype: Any, dimensions: int) -> Kind:
-    return Kind(types.Array(types.bfloat16 if dtype == BFLOAT16 else numpy_support.from_dtype(dtype), dimensions, "A"))
+def type_of(dtype: Any, dimensions: int) -> Any:
+    """Numba's type: it says "any strides" whatever they are, so that a kernel is compiled once for a dtype."""
+    return types.Array(types.bfloat16 if dtype == BFLOAT16 else numpy_support.from_dtype(dtype), dimensions, "A")
 
 
-def view(memory: Memory, owner: Any) -> Any:
-    """The array that the kernels take, which keeps `owner` alive."""
+VIEW: Any = SimulatedArray if SIMULATED else View
+
+
+def view(memory: Memory, owner: Any, producer: Any = None, form: Form | None = None) -> Any:
+    """The array that the kernels take, which keeps `owner` alive; its library and its form are found if not given."""
+    form = form or form_of(memory.dtype, memory.shape, memory.strides)
     if not SIMULATED:
-        return View(memory, owner)
+        return View(memory, owner, producer, form)
     interface = {
         "version": 3,
         "data": (memory.address, memory.read_only),
@@ -137,21 +188,24 @@ def view(memory: Memory, owner: Any) -> Any:
     }
     dtype = allocatable(memory.dtype)
     if memory.address == 0:  # no elements; NumPy 2.0 takes no interface without an address
-        return SimulatedArray(np.empty(memory.shape, dtype))
-    array = SimulatedArray(np.asarray(_Exported(interface, owner)).view(dtype))
-    array.owner = owner
+        array = SimulatedArray(np.empty(memory.shape, dtype))
+    else:
+        array = SimulatedArray(np.asarray(_Exported(interface, owner)).view(dtype))
+    array.memory, array.owner, array.producer, array.form = memory, owner, producer, form
+    array.address = memory.address
     return array
 
 
 def is_view(value: Any) -> bool:
     """Whether this is such an array already."""
-    return type(value) is View
+    return type(value) is VIEW
 
 
 def owner_of(array: Any) -> Any:
     """What the caller passed, of which this is a view."""
-    owner = getattr(array, "owner", None)
-    return array if owner is None else owner_of(owner)
+    while type(array) is VIEW and array.owner is not None:
+        array = array.owner
+    return array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,49 +242,28 @@ def allocate(shape: tuple[int, ...], dtype: Any, queue: Queue) -> Any:
         checks.out_of_memory(math.prod(shape) * dtype.itemsize, queue.device, error)
 
 
-def reshaped(value: Any, shape: tuple[int, ...]) -> Any:
+def reshaped(array: Any, shape: tuple[int, ...]) -> Any:
     """A view of contiguous memory in another shape."""
-    memory = memory_of(value)
-    strides = tuple(math.prod(shape[d + 1 :]) * memory.dtype.itemsize for d in range(len(shape)))
-    return view(memory._replace(shape=shape, strides=strides), value)
+    memory = memory_of(array)
+    return view(memory._replace(shape=shape, strides=contiguous(shape, memory.dtype.itemsize)), array)
 
 
-def aligned(memory: Memory) -> bool:
-    """Whether a GPU can load every element, which it can at multiples of the element's size only."""
-    itemsize = memory.dtype.itemsize
-    if memory.address % itemsize == 0:
-        for stride, size in zip(memory.strides, memory.shape, strict=True):
-            if stride % itemsize and size > 1:
-                break
-        else:
-            return True
-    return 0 in memory.shape
+def overlapped(array: Any, others: dict[str, Any]) -> str | None:
+    """The first whose address range meets the array's, even where their elements lie in between each other."""
+    begin, end = _span(array)
+    for name, other in others.items():
+        if other is not None:
+            other_begin, other_end = _span(other)
+            if other_begin < end and begin < other_end and begin < end and other_begin < other_end:
+                return name
+    return None
 
 
-def overlap(one: Any, other: Any) -> bool:
-    """Whether the address ranges of two arrays meet, even where their elements lie in between each other."""
-    (begin, end), (other_begin, other_end) = _span_of(one), _span_of(other)
-    return max(begin, other_begin) < min(end, other_end)
-
-
-def _span_of(array: Any) -> tuple[int, int]:
-    if type(array) is not View:
-        return _span(memory_of(array))
-    if array.span is None:
-        array.span = _span(array.memory)
-    return array.span
-
-
-def _span(memory: Memory) -> tuple[int, int]:
-    begin = end = memory.address
-    for stride, size in zip(memory.strides, memory.shape, strict=True):
-        if size == 0:
-            return 0, 0
-        if stride < 0:
-            begin += stride * (size - 1)
-        else:
-            end += stride * (size - 1)
-    return begin, end + memory.dtype.itemsize
+def _span(array: Any) -> tuple[int, int]:
+    if type(array) is not VIEW:
+        array = view(memory_of(array), array)
+    address, form = array.address, array.form
+    return address + form.first, address + form.last
 
 
 def constants(values: tuple[int, ...], device: int) -> Any:

@@ -2,14 +2,14 @@
 
 Which kernels serve a layer, and in which order they sum, is decided by the layer alone. Every buffer comes from the
 pool of the library that the caller's arrays come from; packed weights that a layer keeps carry an event until it is
-reached, so that work on another stream waits for the packing, and the host for nothing.
+reached, so that work on another stream waits for the packing, and the host for nothing. What a call launches follows
+from the forms of its arrays: it is worked out once, and kept for the latest of them.
 """
 
 import functools
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from ..geometry import Geometry, families
+from ..geometry import Family, Geometry, Plan, families
 from . import (
     arrays,
     captures,
@@ -26,28 +26,61 @@ from . import (
     weight_product,
 )
 from .arithmetic import FLOAT32, Arithmetic
+from .arrays import Form
 from .launch import Configuration, thread_each
+from .launches import Prepared
 from .queues import Queue
 from .tile import tiles_of
 from .tiles import Layer
 
 Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
+CALLS = 256  # of an operation, whose launches are kept
+
+
+class Rows(NamedTuple):
+    """The launch of an operation on the rows of a depthwise layer."""
+
+    run: Prepared  # on the operands, the table if there is one, and the result
+    table: tuple[Any, ...]
+
+
+class Packing(NamedTuple):
+    """The launch that packs a weight for a product."""
+
+    run: Prepared  # on the weight, the table and the panels
+    table: Any  # the phases of its rows and their first taps
+    panels: Form
 
 
 class Product(NamedTuple):
-    """A product of a layer with its weight packed."""
+    """A product of a layer."""
 
-    layer: Layer
-    origin: int  # as in tiles.Sizes
-    panels: Any
-    table: Any  # the phases of its rows and their first taps
+    packing: Packing
+    run: Prepared  # on the source, the panels, the table, the bias and the target
 
 
 class Products(NamedTuple):
-    """Those of an operation, as a layer keeps them."""
+    """Those of an operation."""
 
+    fill: Prepared | None  # on the bias and the target, where some phases hold the bias alone
     each: tuple[Product, ...]
-    ready: Any  # an event after which the panels are there; None where they are
+    key: Any  # under which a layer keeps what is packed
+
+
+class Packed(NamedTuple):
+    """The panels of an operation, as a layer keeps them."""
+
+    panels: tuple[Any, ...]
+    ready: Any  # an event after which they are there; None where they are
+
+
+class WeightParts(NamedTuple):
+    """The launches of grad_weight."""
+
+    run: Prepared  # on grad_output, the input, the table if there is one, and the parts
+    table: tuple[Any, ...]
+    parts: Form
+    add: Prepared | None  # on the parts and the result; None where the result is the only part
 
 
 def forward(
@@ -55,32 +88,15 @@ def forward(
     kept: Kept | None, output: Any,
 ) -> None:  # fmt: skip
     """Forward, one product for each family of phases."""
-    plan, crop = geometry.plan, geometry.crops.left
     if output.size == 0:
         return
-    if _is_depthwise(weight, groups) and row_cuts.fits(plan):
-        lines = output.shape[0] * output.shape[1]
-        cut = row_cuts.forward_cut(plan, crop, lines, output.shape[2])
-        configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
-        operands = (input, weight, bias, _table(row_cuts.phase_table(plan), queue.device), cut)
-        launches.start(depthwise.forward(_full(arithmetic)), configuration, queue, *operands, output)
+    call = _forward(input.form, weight.form, bias.form, output.form, geometry, groups, arithmetic, queue.device)
+    if isinstance(call, Rows):
+        launches.run(call.run, queue, input, weight, bias, *call.table, output)
         return
-    own = families(plan)
-    if any(family.taps == 0 for family in own):  # phases that hold the bias alone
-        launches.start(fill.fill, thread_each(output.size), queue, bias, output)
-
-    def packed() -> Iterator[Product]:
-        for family in own:
-            if family.taps:
-                layer = tiles.forward_layer(plan, family, weight.shape, groups, arithmetic)
-                yield _packed(
-                    weight, layer, -family.shift, family.phases + family.first_taps, plan.tap_step, False, queue
-                )
-
-    first = crop // plan.stride
-    positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
-    for each in _products(kept, ("forward", plan, groups, arithmetic.name, queue.device), packed, queue):
-        _start(input, each, (each.origin, crop, first, positions), bias, queue, output)
+    if call.fill is not None:
+        launches.run(call.fill, queue, bias, output)
+    _multiply(call, input, weight, bias, queue, kept, output)
 
 
 def grad_input(
@@ -88,24 +104,15 @@ def grad_input(
     kept: Kept | None, grad_input: Any,
 ) -> None:  # fmt: skip
     """The input gradient, one product."""
-    plan = geometry.plan
     if grad_input.size == 0:
         return
-    if _is_depthwise(weight, groups) and grad_output.size > 0:
-        lines = grad_input.shape[0] * grad_input.shape[1]
-        cut = row_cuts.grad_input_cut(plan, geometry.crops.left, grad_input.shape[2])
-        configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
-        run = depthwise.grad_input(_full(arithmetic))
-        launches.start(run, configuration, queue, grad_output, weight, cut, grad_input)
-        return
-
-    def packed() -> Iterator[Product]:
-        layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
-        yield _packed(weight, layer, -geometry.crops.left, (0, 0), 1, True, queue)
-
-    bias, positions = arrays.nothing(grad_input.dtype), grad_input.shape[2]
-    for each in _products(kept, ("grad_input", plan, groups, arithmetic.name, queue.device), packed, queue):
-        _start(grad_output, each, (-geometry.crops.left, 0, 0, positions), bias, queue, grad_input)
+    call = _grad_input(
+        grad_output.form, weight.form, grad_input.form, geometry, groups, arithmetic, queue.device
+    )  # fmt: skip
+    if isinstance(call, Rows):
+        launches.run(call.run, queue, grad_output, weight, grad_input)
+    else:
+        _multiply(call, grad_output, weight, arrays.nothing(grad_input.dtype), queue, kept, grad_input)
 
 
 def grad_weight(
@@ -113,39 +120,113 @@ def grad_weight(
     grad_weight: Any,
 ) -> None:  # fmt: skip
     """The weight gradient, in parts that are added up where one would not fill the GPU."""
-    shape, plan, crop = grad_weight.shape, geometry.plan, geometry.crops.left
+    call = _grad_weight(
+        grad_output.form, input.form, grad_weight.form, geometry, groups, arithmetic, queue.device
+    )  # fmt: skip
+    if call.add is None:
+        launches.run(call.run, queue, grad_output, input, *call.table, arrays.batched(grad_weight))
+        return
+    parts = producers.workspace(call.parts, grad_weight, queue)
+    launches.run(call.run, queue, grad_output, input, *call.table, parts)
+    launches.run(call.add, queue, parts, grad_weight)
+
+
+@functools.lru_cache(maxsize=CALLS)
+def _forward(
+    input: Form, weight: Form, bias: Form, output: Form, geometry: Geometry, groups: int, arithmetic: Arithmetic,
+    device: int,
+) -> Rows | Products:  # fmt: skip
+    """What forward launches."""
+    plan, crop = geometry.plan, geometry.crops.left
+    if _is_depthwise(weight, groups) and row_cuts.fits(plan):
+        lines = output.shape[0] * output.shape[1]
+        cut = row_cuts.forward_cut(plan, crop, lines, output.shape[2])
+        configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
+        table = _table(row_cuts.phase_table(plan), device)
+        kernel = depthwise.forward(_full(arithmetic))
+        return Rows(
+            launches.prepare(kernel, configuration, device, input, weight, bias, table.form, cut, output), (table,)
+        )
+    own = families(plan)
+    fill_all = any(family.taps == 0 for family in own)
+    first = crop // plan.stride
+    place = (crop, first, (crop + output.shape[2] - 1) // plan.stride - first + 1)
+    return Products(
+        launches.prepare(fill.fill, thread_each(output.size), device, bias, output) if fill_all else None,
+        tuple(
+            _forward_product(family, plan, place, input, weight, bias, output, groups, arithmetic, device)
+            for family in own
+            if family.taps
+        ),
+        ("forward", plan, groups, arithmetic.name, device),
+    )
+
+
+def _forward_product(
+    family: Family, plan: Plan, place: tuple[int, int, int], input: Form, weight: Form, bias: Form, output: Form,
+    groups: int, arithmetic: Arithmetic, device: int,
+) -> Product:  # fmt: skip
+    layer = tiles.forward_layer(plan, family, weight.shape, groups, arithmetic)
+    packing = _packing(weight, layer, family.phases + family.first_taps, plan.tap_step, False, device)
+    return _product(input, layer, packing, (-family.shift, *place), bias, output, device)
+
+
+@functools.lru_cache(maxsize=CALLS)
+def _grad_input(
+    grad_output: Form, weight: Form, grad_input: Form, geometry: Geometry, groups: int, arithmetic: Arithmetic,
+    device: int,
+) -> Rows | Products:  # fmt: skip
+    """What grad_input launches."""
+    plan, crop = geometry.plan, geometry.crops.left
+    if _is_depthwise(weight, groups) and grad_output.size > 0:
+        lines = grad_input.shape[0] * grad_input.shape[1]
+        cut = row_cuts.grad_input_cut(plan, crop, grad_input.shape[2])
+        configuration = Configuration(row_cuts.blocks_of(cut, lines), row_cuts.THREADS)
+        kernel = depthwise.grad_input(_full(arithmetic))
+        return Rows(launches.prepare(kernel, configuration, device, grad_output, weight, cut, grad_input), ())
+    layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
+    packing = _packing(weight, layer, (0, 0), 1, True, device)
+    bias, place = arrays.nothing(grad_input.dtype).form, (-crop, 0, 0, grad_input.shape[2])
+    own = _product(grad_output, layer, packing, place, bias, grad_input, device)
+    return Products(None, (own,), ("grad_input", plan, groups, arithmetic.name, device))
+
+
+@functools.lru_cache(maxsize=CALLS)
+def _grad_weight(
+    grad_output: Form, input: Form, grad_weight: Form, geometry: Geometry, groups: int, arithmetic: Arithmetic,
+    device: int,
+) -> WeightParts:  # fmt: skip
+    """What grad_weight launches."""
+    shape: Any = grad_weight.shape
+    plan, crop = geometry.plan, geometry.crops.left
+    table: tuple[Any, ...] = ()
     if shape[0] == groups and row_cuts.weight_fits(plan) and input.size and grad_output.size:
         arithmetic = _full(arithmetic)
         batch, channels, out_length = grad_output.shape
-        cut = row_cuts.weight_cut(plan, crop, channels, batch, out_length, arithmetic.word_bytes)
-        configuration = Configuration(row_cuts.weight_blocks(cut, channels), row_cuts.WEIGHT_THREADS)
-        target = _parts(cut.parts, arithmetic, arithmetic.terms == 1, queue, grad_weight)
-        table = _table(row_cuts.phase_table(plan), queue.device)
-        run = depthwise_weight.grad_weight(arithmetic)
-        launches.start(run, configuration, queue, grad_output, input, table, cut, target)
+        sizes: Any = row_cuts.weight_cut(plan, crop, channels, batch, out_length, arithmetic.word_bytes)
+        configuration = Configuration(row_cuts.weight_blocks(sizes, channels), row_cuts.WEIGHT_THREADS)
+        parts, direct = sizes.parts, arithmetic.terms == 1
+        table = (_table(row_cuts.phase_table(plan), device),)
+        kernel = depthwise_weight.grad_weight(arithmetic)
     else:
         tile = tiles.weight_tile(shape, groups, arithmetic)
         sizes = tiles.weight_sizes(plan, tile, shape, groups, input.shape[0], input.shape[2], crop, arithmetic)
-        parts = tiles.parts_of(sizes)
-        target = _parts(parts, arithmetic, True, queue, grad_weight)
-        blocks = parts * groups * sizes.row_tiles * sizes.column_tiles
-        run = weight_product.weight_product(tile, arithmetic)
-        launches.start(run, Configuration(blocks, tile.threads), queue, grad_output, input, sizes, target)
-    if target.owner is not grad_weight:
+        parts, direct = tiles.parts_of(sizes), True
+        configuration = Configuration(parts * groups * sizes.row_tiles * sizes.column_tiles, tile.threads)
+        kernel = weight_product.weight_product(tile, arithmetic)
+    if parts == 1 and direct:
+        target = arrays.form_of(grad_weight.dtype, (1, *shape), (0, *grad_weight.strides))
+        add = None
+    else:
+        target = arrays.contiguous_form(arithmetic.word, (parts, *shape))
         threads = weight_product.SUM_THREADS
         adding = Configuration(-(-grad_weight.size // threads), threads)
-        launches.start(weight_product.add_parts, adding, queue, target, grad_weight)
+        add = launches.prepare(weight_product.add_parts, adding, device, target, grad_weight)
+    operands = (grad_output, input, *(each.form for each in table), sizes, target)
+    return WeightParts(launches.prepare(kernel, configuration, device, *operands), table, target, add)
 
 
-def _parts(parts: int, arithmetic: Arithmetic, direct: bool, queue: Queue, grad_weight: Any) -> Any:
-    """Where the parts of the weight gradient are summed: if there is one, in it where that may be, else apart."""
-    if parts == 1 and direct:
-        return arrays.batched(grad_weight)
-    memory = producers.workspace(parts * grad_weight.size, arithmetic.word, grad_weight, queue)
-    return arrays.reshaped(memory, (parts, *grad_weight.shape))
-
-
-def _is_depthwise(weight: Any, groups: int) -> bool:
+def _is_depthwise(weight: Form, groups: int) -> bool:
     """Whether each output channel meets one input channel, and the other way round."""
     return bool(weight.shape[0] == groups and weight.shape[1] == 1)
 
@@ -155,44 +236,57 @@ def _full(arithmetic: Arithmetic) -> Arithmetic:
     return FLOAT32 if arithmetic.name == "tf32" else arithmetic
 
 
-def _products(
-    kept: Kept | None, key: Any, packed: Callable[[], Iterator[Product]], queue: Queue
-) -> tuple[Product, ...]:
-    """What the layer keeps under the key, packed at its first use on a GPU outside a graph, or what the call packs.
+def _multiply(
+    call: Products, source: Any, weight: Any, bias: Any, queue: Queue, kept: Kept | None, target: Any
+) -> None:
+    """Queue the products of an operation."""
+    for own, panels in zip(call.each, _panels(call, weight, queue, kept), strict=True):
+        launches.run(own.run, queue, source, panels, own.packing.table, bias, target)
+
+
+def _panels(call: Products, weight: Any, queue: Queue, kept: Kept | None) -> tuple[Any, ...]:
+    """What the layer keeps, packed at its first use on a GPU outside a graph, or what the call packs.
 
     What a graph packs, the layer keeps for the graph alone: its memory must be there when the graph runs.
     """
     if kept is None:
-        return tuple(packed())
-    own: Products | None = kept.get(key)
+        return _pack(call, weight, queue)
+    own: Packed | None = kept.get(call.key)
     if own is not None:
         if own.ready is not None and captures.order(own.ready, queue):
-            kept[key] = own = own._replace(ready=None)
-        for each in own.each:
-            producers.keep(each.panels, queue)
-        return own.each
+            kept[call.key] = own = own._replace(ready=None)
+        for each in own.panels:
+            producers.keep(each, queue)
+        return own.panels
     captured = captures.capturing(queue)
-    own = Products(tuple(packed()), None if captured else queues.mark(queue))
+    own = Packed(_pack(call, weight, queue), None if captured else queues.mark(queue))
     if captured:
         kept.setdefault("of graphs", []).append(own)
     else:
-        kept[key] = own
-    return own.each
+        kept[call.key] = own
+    return own.panels
 
 
-def _packed(
-    weight: Any, layer: Layer, origin: int, table: tuple[int, ...], tap_step: int, by_input: bool, queue: Queue
-) -> Product:
-    """Queue the packing of a weight."""
-    panels = producers.workspace(layer.packed, layer.arithmetic.word, weight, queue)
-    view, phases = arrays.reshaped(panels, (layer.packed,)), _table(table, queue.device)
+def _pack(call: Products, weight: Any, queue: Queue) -> tuple[Any, ...]:
+    """Queue the packing of a weight for all products of an operation."""
+    packed = []
+    for own, _ in call.each:
+        panels = producers.workspace(own.panels, weight, queue)
+        launches.run(own.run, queue, weight, own.table, panels)
+        packed.append(panels)
+    return tuple(packed)
+
+
+def _packing(weight: Form, layer: Layer, table: tuple[int, ...], tap_step: int, by_input: bool, device: int) -> Packing:
+    """The launch that packs a weight."""
+    panels, phases = arrays.contiguous_form(layer.arithmetic.word, (layer.packed,)), _table(table, device)
     configuration = Configuration(layer.groups * layer.row_tiles * layer.stages, packing.THREADS)
-    launches.start(
-        packing.pack(layer.arithmetic), configuration, queue, weight, phases, int(by_input), layer.tile_rows,
+    run = launches.prepare(
+        packing.pack(layer.arithmetic), configuration, device, weight, phases.form, int(by_input), layer.tile_rows,
         layer.row_tiles, layer.channels * layer.phases, layer.phases, layer.term_channels, layer.taps, layer.stages,
-        layer.stage_words, layer.panel_words, tap_step, view,
+        layer.stage_words, layer.panel_words, tap_step, panels,
     )  # fmt: skip
-    return Product(layer, origin, view, phases)
+    return Packing(run, phases, panels)
 
 
 @functools.lru_cache(maxsize=1024)
@@ -201,20 +295,29 @@ def _table(values: tuple[int, ...], device: int) -> Any:
     return arrays.constants(values, device)
 
 
-def _start(source: Any, own: Product, place: tuple[int, int, int, int], bias: Any, queue: Queue, target: Any) -> None:
-    """Queue a product; `place` is origin, crop_out, q_first, positions."""
-    batch, layer = target.shape[0], own.layer
+def _product(
+    source: Form, layer: Layer, packing: Packing, place: tuple[int, int, int, int], bias: Form, target: Form,
+    device: int,
+) -> Product:  # fmt: skip
+    """A product; `place` is origin, crop_out, q_first, positions."""
+    batch = target.shape[0]
     tile = tiles.tile_for(layer, batch, place[3])
     sizes = tiles.sizes_of(layer, tile, batch, *place)
     kernels = _kernels(layer.tile_rows, layer.arithmetic)
-    arguments = (source, own.panels, own.table, bias, sizes, target)
+    arguments = (source, packing.panels, packing.table.form, bias, sizes, target)
     for kernel in kernels.values():  # no later length is to wait for a compiler
-        launches.compile_for(kernel, arguments, queue)
+        launches.compile_for(kernel, arguments, device)
     configuration = Configuration(tiles.blocks_of(sizes, tile, batch), tile.threads)
-    launches.start(kernels[tile.columns], configuration, queue, *arguments)
+    return Product(packing, launches.prepare(kernels[tile.columns], configuration, device, *arguments))
 
 
 @functools.cache
 def _kernels(tile_rows: int, arithmetic: Arithmetic) -> dict[int, Any]:
     """Those of the tiles of so many rows, by the columns of a tile."""
     return {tile.columns: product.product(tile, arithmetic) for tile in tiles_of(arithmetic)[tile_rows]}
+
+
+def forget() -> None:
+    """Work out anew what is launched from now on."""
+    for kept in (_forward, _grad_input, _grad_weight):
+        kept.cache_clear()

@@ -1,20 +1,21 @@
 """Kernels queued on a stream, past what Numba asks of every argument of every call.
 
 Numba compiles and loads a kernel; from then on a launch is one call of the driver's, with the arguments as a row of
-64-bit words: a view brings its own, and each integer is one. In the simulator Numba launches.
+64-bit words: an array's form brings its own, and each integer is one. All but where the arrays lie is put together once
+and kept for the latest launches. In the simulator Numba launches.
 """
 
+import array
 import contextlib
 import ctypes
-import struct
+import functools
 import threading
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from numba import cuda
 
 from . import captures
-from .arrays import View
+from .arrays import ADDRESS_WORD, VIEW, Form, type_of
 from .launch import Configuration
 from .queues import SIMULATED, DriverError, Queue, on_device, one_gpu
 
@@ -25,63 +26,97 @@ MOST_WORDS = 128  # of the arguments of a kernel
 WORD = 8  # bytes
 
 
-class _Loaded(NamedTuple):
-    """A kernel on a GPU."""
+class Prepared(NamedTuple):
+    """A launch that lacks nothing but a stream and where its arrays lie."""
 
-    function: Any  # the driver's
-    pack: Callable[..., None]  # words into memory
-    kernel: Any  # kept, so that no other gets its identity
+    kernel: Any
+    arguments: tuple[Any, ...]  # as they were given, with forms for arrays
+    function: Any  # the driver's, on a GPU
+    blocks: int
+    threads: int
+    words: Any  # of the arguments; those of addresses are still to come
+    word_count: int
+    places: tuple[int, ...]  # of addresses among them
 
 
 class _Words(threading.local):
     """Where a thread's arguments lie while the driver reads them, and the addresses of all words."""
 
     def __init__(self) -> None:
-        self.memory = (ctypes.c_int64 * MOST_WORDS)()
-        first = ctypes.addressof(self.memory)
+        memory = (ctypes.c_int64 * MOST_WORDS)()
+        first = ctypes.addressof(memory)
         self._addresses = (ctypes.c_void_p * MOST_WORDS)(*range(first, first + MOST_WORDS * WORD, WORD))
         self.addresses = ctypes.addressof(self._addresses)
+        self.memory = memoryview(memory).cast("B").cast("q")
 
 
 _words = _Words()
-_loaded: dict[Any, _Loaded] = {}
 
 
 def start(kernel: Any, configuration: Configuration, queue: Queue, *arguments: Any) -> None:
     """Queue a kernel, if there is anything for it to do."""
-    if not configuration.blocks:
-        return
-    if SIMULATED:
-        kernel[configuration.blocks, configuration.threads, 0](*arguments)
-        return
+    forms = [argument.form if type(argument) is VIEW else argument for argument in arguments]
+    given = [argument for argument in arguments if type(argument) is VIEW]
+    run(prepare(kernel, configuration, queue.device, *forms), queue, *given)
+
+
+@functools.lru_cache(maxsize=1024)
+def prepare(kernel: Any, configuration: Configuration, device: int, *arguments: Any) -> Prepared:
+    """A launch of a kernel, compiled and loaded on a GPU unless there is nothing for it to do.
+
+    An argument is an integer, a tuple of integers or, of an array, its form.
+    """
+    blocks, threads = configuration
     words: list[int] = []
-    kinds = [id(kernel), queue.device]
+    places = []
     for argument in arguments:
-        if type(argument) is View:
+        if type(argument) is Form:
+            places.append(len(words) + ADDRESS_WORD)
             words += argument.words
-            kinds.append(id(argument.kind))
         elif isinstance(argument, tuple):
             words += argument
-            kinds.append(id(type(argument)))
         else:
             words.append(argument)
-            kinds.append(0)
-    key = tuple(kinds)
-    with contextlib.nullcontext() if one_gpu() and _has_context() else _context(queue):
-        loaded = _loaded.get(key) or _load(kernel, key, arguments, len(words))
-        loaded.pack(_words.memory, 0, *words)
-        (status,) = driver.cuLaunchKernel(
-            loaded.function, configuration.blocks, 1, 1, configuration.threads, 1, 1, 0, queue.stream,
-            _words.addresses, 0,
-        )  # fmt: skip
+    loaded = SIMULATED or not blocks
+    function = None if loaded else _load(kernel, device, *(_type_of(kernel, argument) for argument in arguments))
+    together = memoryview(array.array("q", words))
+    return Prepared(kernel, arguments, function, blocks, threads, together, len(words), tuple(places))
+
+
+def run(prepared: Prepared, queue: Queue, *arrays: Any) -> None:
+    """Queue a launch on arrays of the forms that it was prepared for, in their order."""
+    if not prepared.blocks:
+        return
+    if SIMULATED:
+        given = iter(arrays)
+        arguments = [next(given) if type(argument) is Form else argument for argument in prepared.arguments]
+        prepared.kernel[prepared.blocks, prepared.threads, 0](*arguments)
+        return
+    words = _words
+    memory = words.memory
+    memory[: prepared.word_count] = prepared.words
+    for place, view in zip(prepared.places, arrays, strict=True):
+        memory[place] = view.address
+    if one_gpu() and _has_context():
+        status = _queue(prepared, queue.stream, words.addresses)
+    else:
+        with _context(queue):
+            status = _queue(prepared, queue.stream, words.addresses)
     if status != driver.CUresult.CUDA_SUCCESS:
         raise DriverError(int(status), driver.CUresult(status).name)
 
 
-def compile_for(kernel: Any, arguments: tuple[Any, ...], queue: Queue) -> None:
+def _queue(prepared: Prepared, stream: int, addresses: int) -> Any:
+    """What the driver answers."""
+    return driver.cuLaunchKernel(
+        prepared.function, prepared.blocks, 1, 1, prepared.threads, 1, 1, 0, stream, addresses, 0
+    )[0]
+
+
+def compile_for(kernel: Any, arguments: tuple[Any, ...], device: int) -> None:
     """Compile a kernel for arguments of these types, unless it is."""
     if not SIMULATED and not kernel.overloads:
-        with on_device(queue), captures.allowed():
+        with on_device(Queue(device, 0)), captures.allowed():
             kernel.compile(tuple(_type_of(kernel, argument) for argument in arguments))
 
 
@@ -97,15 +132,15 @@ def _context(queue: Queue) -> Any:
         yield
 
 
-def _load(kernel: Any, key: tuple[int, ...], arguments: tuple[Any, ...], words: int) -> _Loaded:
-    """Compile a kernel for arguments of these types, if it isn't, and load it on the current GPU."""
-    with captures.allowed():
-        compiled = kernel.compile(tuple(_type_of(kernel, argument) for argument in arguments))
-        function = driver.CUfunction(int(compiled.library.get_cufunc().handle))
-    loaded = _Loaded(function, struct.Struct(f"{words}q").pack_into, kernel)
-    return _loaded.setdefault(key, loaded)
+@functools.cache
+def _load(kernel: Any, device: int, *types: Any) -> Any:
+    """Compile a kernel for arguments of these types, if it isn't, and load it on a GPU."""
+    with _context(Queue(device, 0)), captures.allowed():
+        return driver.CUfunction(int(kernel.compile(types).library.get_cufunc().handle))
 
 
 def _type_of(kernel: Any, argument: Any) -> Any:
     """Numba's type."""
-    return argument.kind.type if type(argument) is View else kernel.typeof_pyval(argument)
+    if type(argument) is Form:
+        return type_of(argument.dtype, len(argument.shape))
+    return kernel.typeof_pyval(argument)

@@ -3,6 +3,7 @@
 Called by the engine. A library is asked only where its user has imported it.
 """
 
+import functools
 import operator
 import sys
 from typing import Any, Protocol
@@ -12,7 +13,7 @@ import numpy as np
 from .. import checks
 from ..checks import BFLOAT16
 from . import arrays, dlpack, queues
-from .arrays import Memory
+from .arrays import VIEW, Form, Memory
 from .queues import Queue
 
 
@@ -54,9 +55,8 @@ class Numba:
 
     def stream(self, value: Any) -> int | None:
         """As its interface says."""
-        if hasattr(value, "__cuda_ndarray__"):
-            return arrays.own_stream(value)
-        return arrays.memory_of(value).stream
+        pointer: int | None = (value.memory if type(value) is VIEW else arrays.memory_of(value)).stream
+        return pointer
 
     def order(self, value: Any, queue: Queue) -> None:
         """What names no stream wants no order."""
@@ -92,7 +92,7 @@ class DLPack(Numba):
 
     def order(self, value: Any, queue: Queue) -> None:
         """By a second export, to the queue's stream."""
-        dlpack.order(value, queue.stream)
+        dlpack.order(arrays.owner_of(value), queue.stream)
 
 
 class CuPy(Numba):
@@ -121,8 +121,9 @@ class Torch(Numba):
             checks.not_dense(name, f"layout {value.layout}")
         if value.is_neg():
             checks.not_dense(name, "a view that is negated when it is read")
-        dtype = _dtype(str(value.dtype).removeprefix("torch."))
-        strides = tuple(step * dtype.itemsize for step in value.stride())
+        dtype = _dtype(value.dtype)
+        itemsize = dtype.itemsize
+        strides = tuple([step * itemsize for step in value.stride()])
         return Memory(value.data_ptr(), False, tuple(value.shape), strides, dtype, None, False)
 
     def device(self, value: Any) -> int | None:
@@ -131,7 +132,7 @@ class Torch(Numba):
 
     def stream(self, value: Any) -> int | None:
         """The current one of torch; the interface does not say."""
-        return int(sys.modules["torch"].cuda.current_stream(value.device).cuda_stream)
+        return int(sys.modules["torch"].cuda.current_stream(arrays.owner_of(value).device).cuda_stream)
 
     def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any], queue: Queue) -> Any:
         """From the allocator's pool of the launch stream, which may write to it at once."""
@@ -141,7 +142,7 @@ class Torch(Numba):
 
     def keep(self, value: Any, queue: Queue) -> None:
         """By telling the allocator."""
-        value.record_stream(self._stream(queue))
+        arrays.owner_of(value).record_stream(self._stream(queue))
 
     def _stream(self, queue: Queue) -> Any:
         return sys.modules["torch"].cuda.ExternalStream(queue.stream, device=f"cuda:{queue.device}")
@@ -150,8 +151,10 @@ class Torch(Numba):
 NUMBA, DLPACK, CUPY, TORCH = Numba(), DLPack(), CuPy(), Torch()
 
 
-def _dtype(name: str) -> Any:
-    """The dtype of a name that torch shares with NumPy; void, which nothing takes, for one that NumPy lacks."""
+@functools.lru_cache(maxsize=64)
+def _dtype(kind: Any) -> Any:
+    """NumPy's dtype of torch's, which share their names; void, which nothing takes, for one that NumPy lacks."""
+    name = str(kind).removeprefix("torch.")
     if name == BFLOAT16.name:
         return BFLOAT16
     try:
@@ -161,58 +164,72 @@ def _dtype(name: str) -> Any:
 
 
 def producer_of(value: Any) -> Producer:
-    """The library that a value comes from."""
+    """The library that a value, or the value under a view, comes from."""
+    if type(value) is VIEW:
+        known: Producer | None = value.producer
+        if known is not None:
+            return known
+        value = arrays.owner_of(value)
     if hasattr(value, "__cuda_ndarray__"):
         return NUMBA
     for library, array_type, producer in (("torch", "Tensor", TORCH), ("cupy", "ndarray", CUPY)):
-        known = getattr(sys.modules.get(library), array_type, None)
-        if known is not None and isinstance(value, known):
+        own = getattr(sys.modules.get(library), array_type, None)
+        if own is not None and isinstance(value, own):
             return producer
     return NUMBA if hasattr(value, "__cuda_array_interface__") else DLPACK
 
 
 def memory(value: Any, name: str) -> Memory:
     """Where a value lies."""
+    if arrays.is_view(value):
+        return arrays.memory_of(value)
     return producer_of(value).memory(value, name)
 
 
 def device(value: Any) -> int | None:
     """The number of the GPU that a value is on; None where it has no elements, unless there is but one."""
-    return 0 if queues.one_gpu() else producer_of(value).device(value)
+    return 0 if queues.one_gpu() else producer_of(value).device(arrays.owner_of(value))
 
 
-def workspace(elements: int, dtype: np.dtype[Any], like: Any, queue: Queue) -> Any:
-    """Memory for work on the queue, from the library that a view or a value comes from."""
-    return producer_of(arrays.owner_of(like)).empty((elements,), dtype, queue)
+def workspace(form: Form, like: Any, queue: Queue) -> Any:
+    """A view of memory for work on the queue, from the library that a view or a value comes from."""
+    producer = producer_of(like)
+    value = producer.empty((form.size,), form.dtype, queue)
+    found = producer.memory(value, "workspace")
+    return arrays.view(found._replace(shape=form.shape, strides=form.strides), value, producer)
 
 
 def keep(view: Any, queue: Queue) -> None:
     """Keep the memory under a view from being used again before the work queued is done."""
-    value = arrays.owner_of(view)
-    producer_of(value).keep(value, queue)
+    producer_of(view).keep(view, queue)
 
 
 def queue_of(stream: Any, values: dict[str, Any]) -> Queue:
-    """The queue of a call: `stream`, or that of the first of `values`; it waits for what is queued on all of them."""
-    given = [(value, producer_of(value)) for value in values.values() if value is not None]
-    own = [producer.stream(value) for value, producer in given]
-    streams = [None if pointer is None else _legacy_as_default(pointer) for pointer in own]
+    """The queue of a call: `stream`, or that of the first of `values`; it waits for what is queued on all of them.
+
+    The values may be views, which know what has been asked of them.
+    """
+    given = []
     place = None
-    for value, _ in given:
-        place = device(value)
-        if place is not None:
-            break
+    for value in values.values():
+        if value is not None:
+            producer = producer_of(value)
+            pointer = producer.stream(value)
+            given.append((value, producer, _legacy_as_default(pointer) if pointer else pointer))
+            if place is None:
+                place = device(value)
     queue = Queue(
         queues.current_device() if place is None else place,
-        (streams[0] or 0) if stream is None else _pointer(stream),
+        (given[0][2] or 0) if stream is None else _pointer(stream),
     )
     if not queues.belongs(queue):
         checks.foreign_stream(queue.device)
-    for pointer in {pointer for pointer in streams if pointer is not None} - {queue.stream}:
+    for pointer in {pointer for _, _, pointer in given if pointer is not None} - {queue.stream}:
         queues.wait(queue, pointer)
-    for (value, producer), other in zip(given, streams, strict=True):
-        producer.order(value, queue)
-        if other not in (None, queue.stream):
+    for value, producer, pointer in given:
+        if pointer is None:
+            producer.order(value, queue)
+        elif pointer != queue.stream:
             producer.keep(value, queue)
     return queue
 

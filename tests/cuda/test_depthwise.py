@@ -20,13 +20,13 @@ if importlib.util.find_spec("ml_dtypes") is None:  # which gives NumPy that dtyp
     DTYPES.remove("bfloat16")
 
 
-product_of_weights = weight_product.weight_product
+product, product_of_weights = fast._product, weight_product.weight_product
 
 
 @pytest.fixture(autouse=True)
 def no_products(monkeypatch):
     """These layers take the kernels that are theirs."""
-    monkeypatch.setattr(fast, "_start", lambda *_: pytest.fail("a product"))
+    monkeypatch.setattr(fast, "_product", lambda *_: pytest.fail("a product"))
     monkeypatch.setattr(weight_product, "weight_product", lambda *_: pytest.fail("a product"))
 
 
@@ -311,7 +311,7 @@ def test_long_rows_are_taken_by_few_threads_in_several_passes():
 
 def test_what_does_not_fit_is_a_product(monkeypatch):
     products = []
-    monkeypatch.setattr(fast, "_start", lambda *given: products.append(given))
+    monkeypatch.setattr(fast, "_product", lambda *given: products.append(given) or product(*given))
     problem = Problem("unfit", 1, 2, 2, 4, 3, dilation=2000, groups=2)
     forward(problem, problem.operands())
     assert products

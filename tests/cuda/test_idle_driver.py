@@ -93,8 +93,8 @@ layer = nc.ConvTranspose1d.from_state_dict(
 )
 x, out = memory.put(x), memory.empty(dy.shape, None)
 stream, other = cuda.stream(), cuda.stream()
-pack, packed, start = packing.pack(arithmetic.FLOAT32), [], launches.start
-launches.start = lambda kernel, *given: packed.append(kernel is pack) or start(kernel, *given)
+pack, packed, run = packing.pack(arithmetic.FLOAT32), [], launches.run
+launches.run = lambda prepared, *given: packed.append(prepared.kernel is pack) or run(prepared, *given)
 pending = ctypes.c_long.in_dll(driver, "idle_pending")
 def call(on=stream):
     packed.clear()
@@ -136,8 +136,12 @@ x, w, y = (cuda.device_array(shape, np.float32) for shape in ((3, 4, 50), (4, 2,
 x, bias, none = x[:, ::2, 5:45], cuda.device_array(2, np.float32), cuda.device_array(0, np.float32)
 table, sizes = cuda.device_array(9, np.int64), tiles.Sizes(*range(100, 100 + len(tiles.Sizes._fields)))
 own = tile.FMA_TILES[4][16][-1]
+others = [cuda.device_array_like(array) for array in (np.empty((3, 4, 50), np.float32), w, bias, y)]
 launched = {
     "gather": (forward.gather, 32, (x, w, bias, 2, 1, -7, 0, 2**40, 1, y)),
+    "gather elsewhere": (
+        forward.gather, 32, (others[0][:, ::2, 5:45], *others[1:3], 2, 1, -7, 0, 2**40, 1, others[3])
+    ),
     "without bias": (forward.gather, 32, (x, w, none, 2, 1, 1, 0, 3, 1, y)),
     "product": (product.product(own, FLOAT32), own.threads, (x, bias, table, bias, sizes, y)),
 }
@@ -243,6 +247,12 @@ def test_a_launch_passes_the_words_that_numba_passes(on_idle_driver):
         assert launches == 2
         assert len(straight) > 40
         assert straight == through_numba
+
+
+def test_a_launch_that_is_kept_passes_where_its_arrays_are_now(on_idle_driver):
+    told = on_idle_driver(WORDS)
+    (here, _, _), (elsewhere, _, _) = told["gather"], told["gather elsewhere"]
+    assert sum(one != other for one, other in zip(here, elsewhere, strict=True)) == 4  # arrays
 
 
 def test_the_first_call_of_a_layer_may_be_captured(on_idle_driver):

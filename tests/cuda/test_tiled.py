@@ -17,11 +17,12 @@ from numba import cuda
 from strategies import problems
 
 import numba_ctconv as nc
-from numba_ctconv import reference
+from numba_ctconv import reference, shapes
 from numba_ctconv.benchmark.workloads import Problem, layer_problems
 from numba_ctconv.cuda import (
     ENGINE,
     arithmetic,
+    arrays,
     emulator,
     fast,
     fragments,
@@ -141,6 +142,7 @@ def test_bits_depend_neither_on_the_tile_nor_on_how_samples_lie(monkeypatch, pro
     usual = [forward(problem, operands, **options), backward(problem, operands, **options)[0]]
     monkeypatch.setattr(tiles, "ENOUGH_BLOCKS", enough)
     monkeypatch.setattr(tiles, "SLACK", slack)
+    fast.forget()
     same_bits([forward(problem, operands, **options), backward(problem, operands, **options)[0]], usual)
 
 
@@ -169,6 +171,33 @@ def test_an_item_has_the_same_bits_in_any_batch_and_a_chunk_in_any_stream(dtype,
         precision=precision,
     )  # fmt: skip
     np.testing.assert_array_equal(chunk.copy_to_host(), whole[:, :, 100:120])
+
+
+def test_what_a_call_launches_is_worked_out_once_for_its_forms():
+    problem, longer = (Problem("kept", 2, 3, 4, length, 4, stride=2, padding=1) for length in (5, 6))
+    kept = (fast._forward, fast._grad_input, fast._grad_weight)
+
+    def misses(of):
+        operands = of.operands()
+        same_bits(all_of(of, operands, "ieee"), expected_of(of, operands))
+        return [each.cache_info().misses for each in kept]
+
+    assert misses(problem) == [1, 1, 1]
+    assert misses(problem) == [1, 1, 1]
+    assert misses(longer) == [2, 2, 2]
+    assert misses(problem) == [2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "kept",
+    [
+        fast._forward, fast._grad_input, fast._grad_weight, launches.prepare, arrays.form_of, arrays.contiguous,
+        shapes.described_forward, shapes.described_backward,
+    ],
+    ids=lambda kept: kept.__name__,
+)  # fmt: skip
+def test_what_is_kept_for_shapes_is_bounded(kept):
+    assert 0 < kept.cache_info().maxsize <= 1024
 
 
 @pytest.mark.parametrize("name", ["float32", "tf32", "float16"])
@@ -281,12 +310,12 @@ def test_a_gpu_without_the_instructions_gathers(monkeypatch, name):
 def test_a_layer_packs_its_weight_once(monkeypatch):
     packed = []
 
-    def start(kernel, *arguments):
-        packed.append(kernel in (packing.pack(own) for own in arithmetic.ALL))
-        return started(kernel, *arguments)
+    def run(prepared, *arguments):
+        packed.append(prepared.kernel in (packing.pack(own) for own in arithmetic.ALL))
+        return started(prepared, *arguments)
 
-    started = launches.start
-    monkeypatch.setattr(launches, "start", start)
+    started = launches.run
+    monkeypatch.setattr(launches, "run", run)
     layer = nc.ConvTranspose1d(3, 4, 4, stride=2, device="cuda", algorithm="tiled")
     x = np.ones((1, 3, 5), np.float32)
     for _ in range(3):
