@@ -201,11 +201,7 @@ def forward(
         allowed = chosen_precision(precision, engine.precisions)
         arrays = engine.operands(given)
         x, w, b, y = arrays.values()
-        if output_size is None and type(algorithm) is str:
-            described = [array if array is None else engine.described(array) for array in (x, w, b, y)]
-            chosen, geometry, shape = shapes.described_forward(engine, p, algorithm, *described)
-        else:
-            chosen, geometry, shape = shapes.of_forward(engine, p, algorithm, output_size, x, w, b, y)
+        chosen, geometry, shape = shapes.kept_forward(engine, p, algorithm, output_size, x, w, b, y)
         if out is not None:
             checks.output_memory(engine, "out", y, {"input": x, "weight": w, "bias": b})
         queue = engine.launch_stream(stream, arrays)
@@ -300,8 +296,7 @@ def backward(
     """conv_transpose1d_backward with its integers checked; a layer gives what it keeps of its weight for the engine."""
     wanted = checks.needs(needs)
     outs = checks.gradients_out(out, wanted)
-    simple = type(algorithm) is str and type(input_length) in (int, NoneType)
-    usual = precision is None and stream is None and simple
+    usual = precision is None and stream is None and type(algorithm) is str and type(input_length) in (int, NoneType)
     plain = usual and are_plain(grad_output, weight, input, outs[0]) and are_plain(grad_output, weight, *outs[1:])
     if plain:
         engine, dy, x, w = cpu_engine(), grad_output, input, weight  # the engine's own view of each is itself
@@ -319,8 +314,9 @@ def backward(
         allowed = chosen_precision(precision, engine.precisions)
         arrays = engine.operands(given)
         dy, x, w, *views = arrays.values()
-        asked = (engine, p, algorithm, input_length, "weight" in wanted)
-        chosen, geometry, result_shapes = _of_backward(simple, asked, dy, x, w, views)
+        chosen, geometry, result_shapes = shapes.kept_backward(
+            engine, p, algorithm, input_length, "weight" in wanted, dy, x, w, views
+        )
         _check_outs(engine, views, {"grad_output": dy, "input": x, "weight": w})
         queue = engine.launch_stream(stream, arrays)
     results = list(outs)
@@ -341,15 +337,6 @@ def backward(
     elif db is not None:
         engine.grad_bias(dy, chosen, queue, db)
     return gradients
-
-
-def _of_backward(simple: bool, asked: Any, dy: Any, x: Any, w: Any, results: Sequence[Any]) -> Any:
-    """What the arrays of a backward call give, found again where its other arguments are `simple`."""
-    if not simple:
-        return shapes.of_backward(*(*asked, dy, x, w, results))
-    describe = asked[0].described
-    forms = [array if array is None else describe(array) for array in (dy, x, w, *results)]
-    return shapes.described_backward(*asked, *forms[:3], tuple(forms[3:]))
 
 
 def _check_outs(engine: Engine, arrays: Sequence[Any], operands: dict[str, Any]) -> None:

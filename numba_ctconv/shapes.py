@@ -38,12 +38,24 @@ def plain_forward(
     return of_forward(engine, p, algorithm, None, x, w, b, y)
 
 
-@functools.lru_cache(maxsize=KEPT)
-def described_forward(
-    engine: Any, p: Parameters, algorithm: str, x: Any, w: Any, b: Any, y: Any
+def kept_forward(
+    engine: Any, p: Parameters, algorithm: object, output_size: object, *arrays: Any
 ) -> tuple[Algorithm, Geometry, tuple[int, ...]]:
-    """The same of arrays that an engine described, for a call without an output size."""
-    return of_forward(engine, p, algorithm, None, x, w, b, y)
+    """What :func:`of_forward` gives, kept for calls without an output size whose arrays the engine describes alike."""
+    if output_size is None and type(algorithm) is str:
+        return _described_forward(engine, p, algorithm, *_described(engine, arrays))
+    return of_forward(engine, p, algorithm, output_size, *arrays)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _described_forward(
+    engine: Any, p: Parameters, algorithm: str, *described: Any
+) -> tuple[Algorithm, Geometry, tuple[int, ...]]:
+    return of_forward(engine, p, algorithm, None, *described)
+
+
+def _described(engine: Any, arrays: Sequence[Any]) -> list[Any]:
+    return [array if array is None else engine.described(array) for array in arrays]
 
 
 def of_forward(
@@ -84,12 +96,22 @@ def plain_backward(
     return of_backward(engine, p, algorithm, input_length, weight_wanted, dy, x, w, results)
 
 
-@functools.lru_cache(maxsize=KEPT)
-def described_backward(
-    engine: Any, p: Parameters, algorithm: str, input_length: int | None, weight_wanted: bool, dy: Any, x: Any, w: Any,
-    results: tuple[Any, ...],
+def kept_backward(
+    engine: Any, p: Parameters, algorithm: object, input_length: object, weight_wanted: bool, dy: Any, x: Any, w: Any,
+    results: Sequence[Any],
 ) -> tuple[Algorithm, Geometry, tuple[tuple[int, ...], ...]]:  # fmt: skip
-    """The same of arrays that an engine described."""
+    """The twin of :func:`kept_forward`."""
+    if type(algorithm) is str and (input_length is None or type(input_length) is int):
+        described = _described(engine, (dy, x, w, *results))
+        return _described_backward(engine, p, algorithm, input_length, weight_wanted, *described)
+    return of_backward(engine, p, algorithm, input_length, weight_wanted, dy, x, w, results)
+
+
+@functools.lru_cache(maxsize=KEPT)
+def _described_backward(
+    engine: Any, p: Parameters, algorithm: str, input_length: int | None, weight_wanted: bool, dy: Any, x: Any, w: Any,
+    *results: Any,
+) -> tuple[Algorithm, Geometry, tuple[tuple[int, ...], ...]]:  # fmt: skip
     return of_backward(engine, p, algorithm, input_length, weight_wanted, dy, x, w, results)
 
 

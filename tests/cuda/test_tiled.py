@@ -192,7 +192,7 @@ def test_what_a_call_launches_is_worked_out_once_for_its_forms():
     "kept",
     [
         fast._forward, fast._grad_input, fast._grad_weight, launches.prepare, arrays.form_of, arrays.contiguous,
-        shapes.described_forward, shapes.described_backward,
+        shapes._described_forward, shapes._described_backward,
     ],
     ids=lambda kept: kept.__name__,
 )  # fmt: skip
