@@ -120,18 +120,24 @@ def call_of(family: Family, problem: Problem) -> Call:
 
 def apart_or_not(family: Family, problem: Problem) -> Family:
     """The family with a row for each tap where what lies between items costs more than to copy samples again."""
-    own, (batch, _, length) = family.layout, problem.shape
-    if batch == 1 or family.apart is None or own.reaches_far:
+    own = family.layout
+    if problem.shape[0] == 1 or family.apart is None or own.reaches_far:
         return family
 
     def cost(layout: Layout) -> float:
         """In columns of the product; panels come from farther for each block anew."""
-        between = columns_between_items(layout, length, problem.crop_in, problem.q_first, problem.positions)
-        columns = (batch - 1) * between + problem.positions
+        _, columns = columns_of(layout, problem)
         return -(-columns // layout.lanes) * layout.lanes + -(-columns // layout.width) * BLOCK_COST
 
     copying = 1 + COPY_COST / (own.row_channels * len(own.phases))
     return family.apart if cost(family.apart.layout) * copying < cost(own) else family
+
+
+def columns_of(layout: Layout, problem: Problem) -> tuple[int, int]:
+    """From an item's first column to the next one's, and all that a call has."""
+    (batch, _, length), positions = problem.shape, problem.positions
+    between = columns_between_items(layout, length, problem.crop_in, problem.q_first, positions)
+    return between, (batch - 1) * between + positions
 
 
 def sizes_of(layout: Layout, problem: Problem) -> Sizes:
@@ -139,14 +145,12 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
 
     But for the sizes of its scratch memory, which follow from these.
     """
-    groups, (batch, _, length), strides, long, packed, *steps = problem
-    crop_in, _, q_first, positions = steps
+    groups, (_, _, length), strides, long, packed, *steps = problem
     itemsize = layout.itemsize
     full = layout.vectors * layout.lanes
     row_tiles = layout.row_tiles
     in_place = reads_in_place(layout, strides)
-    item_columns = columns_between_items(layout, length, crop_in, q_first, positions)
-    columns = (batch - 1) * item_columns + positions
+    item_columns, columns = columns_of(layout, problem)
     widest = layout.width
     row_sums = 0
     room = target.SUMS_BYTES // itemsize // layout.rows  # for the sums of a row of tiles

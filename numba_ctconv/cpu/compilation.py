@@ -6,8 +6,7 @@ serial one whose prange is a range, for where threads would be no use or not saf
 """
 
 import threading
-from collections.abc import Callable, Mapping
-from types import MappingProxyType
+from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -28,8 +27,6 @@ INNER = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_
 PRANGE = dict.fromkeys(
     ("comprehension", "reduction", "inplace_binop", "setitem", "numpy", "stencil", "fusion"), False
 ) | {"prange": True}
-
-NO_RECORDS: Mapping[str, np.dtype[Any]] = MappingProxyType({})
 
 # Held by the Python thread that is inside Numba's "workqueue", which aborts the process when a second one enters. A
 # child that is forked meanwhile keeps it held, and so never enters.
@@ -99,7 +96,7 @@ class Kernel:
 
     def signature(self, dtype: np.dtype[Any]) -> Any:
         """The one signature for a dtype."""
-        return signature_of(self.arguments, dtype)
+        return signature_of(self.arguments, dtype, {})
 
     def compile(self, dtype: np.dtype[Any]) -> tuple[Any, Any]:
         """Both forms for a dtype, made together, so that a forked child has the serial one too."""
@@ -157,7 +154,7 @@ class Task:
         return int(result.library.get_pointer_to_function(result.fndesc.llvm_func_name)), compiled
 
 
-def signature_of(arguments: list[str], dtype: np.dtype[Any], records: Mapping[str, np.dtype[Any]] = NO_RECORDS) -> Any:
+def signature_of(arguments: list[str], dtype: np.dtype[Any], records: dict[str, np.dtype[Any]]) -> Any:
     """The signature of such arguments for a dtype; nothing is returned."""
     element = numba.from_dtype(dtype)
     layouts = {
