@@ -588,10 +588,12 @@ def test_a_weight_that_is_not_finite_is_found_while_panels_are_made(place, value
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("stride", "dilation", "padding"), [(3, 1, (0, 0)), (2, 1, (150, 40)), (1, 2, (0, 700))])
-@pytest.mark.parametrize("length", [1, 13, 40])
+@pytest.mark.parametrize(("stride", "dilation", "padding"), [
+    (3, 1, (0, 0)), (2, 1, (150, 40)), (1, 2, (0, 700)), (1, 1, (600, 700)),
+])  # fmt: skip
+@pytest.mark.parametrize("length", [1, 13, 40, 150])
 def test_taps_that_reach_far_beyond_an_input(dtype, stride, dilation, padding, length):
-    """Most blocks of terms meet no sample in a tile's columns and are passed over, which changes no bit."""
+    """Most terms meet no sample in a tile's columns and are left out, which changes no bit."""
     rng = np.random.default_rng(1)
     w, b = rng.integers(-4, 5, (7, 5, 1337)).astype(dtype), rng.integers(-4, 5, 5).astype(dtype)
     x = rng.integers(-4, 5, (2, 7, length)).astype(dtype)
@@ -600,6 +602,11 @@ def test_taps_that_reach_far_beyond_an_input(dtype, stride, dilation, padding, l
         nc.conv_transpose1d(x, w, b, padding=padding, **parameters),
         reference.conv_transpose1d(x, w, b, padding=padding, **parameters),
     )
+    parameters["padding"] = padding
+    dy = rng.integers(-4, 5, nc.conv_transpose1d(x, w, **parameters).shape).astype(dtype)
+    own = nc.conv_transpose1d_backward(dy, x, w, needs=("input",), algorithm="tiled", **parameters).input
+    np.testing.assert_array_equal(own, reference.conv_transpose1d_backward(dy, x, w, **parameters)[0])
+    del parameters["padding"]
     w, x = (rng.standard_normal(a.shape).astype(dtype) for a in (w, x))
     longer = np.concatenate([x, rng.standard_normal((2, 7, 1500)).astype(dtype)], axis=2)
     short, whole = (nc.conv_transpose1d(a, w, b, **parameters) for a in (x, longer))

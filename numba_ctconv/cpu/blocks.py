@@ -21,7 +21,8 @@ MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
 LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
-FAR = 2  # times what a tile meets of an item, from which blocks of terms that meet none are passed over
+FAR = 2  # times what a tile meets of an item, from which the terms that meet nothing are looked for
+NARROW = 2  # times a full tile's columns, up to which an item meets fewer terms in vain in a vector than in all of them
 BLOCK_COST = 6  # columns that are multiplied out in the time that a block's panels take to come
 COPY_COST = 12  # rows of the product that a sample meets in the time in which it is copied for another tap
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
@@ -182,12 +183,13 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
             block_channels = 0
     if not packed and block_channels == 0 and blocks <= MOST_BLOCKS_REMADE:
         together = tiles_together(layout)
-    far = layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full)
-    if far:
-        row_sums = full * layout.rows
+    far_columns = 0
+    if layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full):
+        far_columns = full if length > NARROW * full else layout.lanes
+        row_sums = far_columns * layout.rows
     return Sizes._make(
         (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns, int(in_place),
-         row_sums, int(far), together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
+         row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 

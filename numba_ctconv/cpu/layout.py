@@ -58,7 +58,7 @@ class Sizes(NamedTuple):
     item_columns: int  # from an item's first position to the next one's
     in_place: int  # whether blocks inside an item are read where they are
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
-    far_reaching: int  # whether most blocks of terms meet no sample in the columns of a tile
+    far_columns: int  # of a tile, where most terms meet no sample in so few; 0 where most do
     together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
     block_channels: int  # of whose terms panels are made at a time, and all tiles met; 0 where panels are whole
     slab_size: int  # of a worker, in elements
@@ -91,6 +91,8 @@ class PanelSizes(NamedTuple):
     store_columns: int  # and of what stores a staged tile
     tile_row: int  # address of the rows of tiles, for many rows that are read in place; or 0
     tall_tile: int  # and of several tiles of one vector; or 0
+    far_tile: int  # and of what sums up one block of terms of a tile of one vector,
+    sum_far: int  # and of what computes tiles by it, where taps reach far; or 0
     tile_count: int  # lengths of the lists: addresses of the tiles of 1, 2, .. vectors and of that of few columns,
     terms: int  # term_rows and term_starts,
     plane_count: int  # planes,

@@ -21,6 +21,15 @@ def sum_tiles(
     A few columns that no whole vector holds are computed of all of these at once, and so is a vector that is alone.
     """
     terms = term_starts.size
+    if sizes.far_columns > 0:
+        for t in range(count):
+            call_task(
+                panel_sizes.sum_far,
+                (first + t, bias, sizes, phases, panel_sizes, term_starts,
+                 panels_at + t * terms * sizes.rows * output.itemsize, block_at, block_offsets, strip_width, strip_size,
+                 group, column, columns, scratch, output),
+            )  # fmt: skip
+        return
     last = (columns - 1) // strip_width * strip_width
     few = few_of(columns - last, sizes)
     whole = columns - few
@@ -63,20 +72,17 @@ def sum_row(
     start_at = address_of(start)
     channel, phase, channels = place_of(row_tile, sizes, phases, group)
     start_from(start, bias, sizes, channel, channels)
-    far = sizes.far_reaching != 0
     for strip in range(0, columns, strip_width):
         strip_at = block_at + strip // strip_width * strip_size
         done, end = strip, min(strip + strip_width, columns)
-        while sizes.row_sums != 0 and (far or strip_width >= columns) and end - done >= full:
-            tiles_of_row = 1 if far else (end - done) // full
+        while sizes.row_sums != 0 and strip_width >= columns and end - done >= full:
+            tiles_of_row = (end - done) // full
             span = tiles_of_row * full
             target = direct_target(sizes, phases, column + done, span, channel, channels, rows, output)
             if target == 0:
                 break
             for r in range(0, terms, sizes.block):
                 stop = min(r + sizes.block, terms)
-                if far and r > 0 and stop < terms and not meets(term_starts, r, stop, sizes, column + done, span):
-                    continue  # the sum of products with zero is +0, which changes no other sum
                 call_tile(
                     panel_sizes.tile_row, panel_at + r * rows * size, strip_at + (done - strip) * size,
                     block_offsets + r * 8, stop - r, tiles_of_row, start_at if r == 0 else 0, sums_at,
@@ -99,16 +105,6 @@ def sum_row(
                      sizes.slots, channel, channels, phase, output),
                 )  # fmt: skip
             done += span
-
-
-@helper
-def meets(term_starts, begin, end, sizes, column, span):
-    """Whether any of these terms meets a sample that exists in so many columns of an item."""
-    low = high = term_starts[begin]
-    for r in range(begin, end):
-        low, high = min(low, term_starts[r]), max(high, term_starts[r])
-    first = sizes.q_first + column % sizes.item_columns - sizes.lead - sizes.crop_in  # sample at a start of 0
-    return first + span - 1 + high >= 0 and first + low < sizes.source_length
 
 
 @helper
