@@ -27,21 +27,29 @@ PACK_SIGNATURE = types.void(*[types.int64] * 7)
 
 @intrinsic(prefer_literal=True)
 def interleave(typingctx, double, lanes, rows, source, source_step, count, target, target_step):
-    """Emit target[t·rows + m] = source[m·source_step + t] for t below count, a multiple of the lanes.
+    """Emit target[t·rows + m] = source[m·source_step + t] for t below count.
 
-    The step of the target is the number of rows, whatever is passed.
+    The step of the target is the number of rows, whatever is passed. Where the count is no multiple of the lanes, what
+    would be stored for those up to one is stored, too, as zero.
     """
 
     def codegen(context, builder, signature, args):
         source, source_step, count, target, _ = args[3:]
         emit = Emitter(builder, double.literal_value, lanes.literal_value)
         streams = range(rows.literal_value)
-        with emit.loop(count, I64(emit.lanes)) as loop:
-            t = loop.index
+
+        def write(t, load):
             at = [emit.element_at(source, builder.add(t, builder.mul(source_step, I64(m)))) for m in streams]
             to = emit.element_at(target, builder.mul(t, I64(len(streams))))
-            for k, value in enumerate(emit.interleaved([[emit.load(address)] for address in at])):
+            for k, value in enumerate(emit.interleaved([[load(address)] for address in at])):
                 emit.store(value, emit.element_at(to, I64(k * emit.lanes)))
+
+        whole = builder.and_(count, I64(-emit.lanes))
+        with emit.loop(whole, I64(emit.lanes)) as loop:
+            write(loop.index, emit.load)
+        with builder.if_then(builder.icmp_signed("<", whole, count)):
+            there = emit.lanes_within(whole, count)
+            write(whole, lambda address: emit.load_some(address, there))
         return context.get_dummy_value()
 
     return types.void(double, lanes, rows, *[types.int64] * 5), codegen
