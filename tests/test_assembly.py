@@ -201,7 +201,7 @@ def test_tiles_of_few_columns_multiply_vectors(machine, double, rows):
         lines = assembly(machine, write, 8)
         assert count(CALL, lines) == count(SCALAR, lines) == 0
         assert count(fma, lines) >= microkernels.ColumnTile.vectors * columns
-        if microkernels.fit_together(lanes, rows, columns // 2):  # then half of the sums does in any case
+        if microkernels.vectors_together(lanes, rows, columns) > 1:
             loops = [loop for loop in innermost_loops(lines) if count(fma, loop)]
             assert loops
             assert not [line for loop in loops for line in loop if re.search(machine.stack, line)], columns

@@ -27,8 +27,11 @@ from . import target
 from .emitter import I64, Emitter, c_function
 from .target import CACHE_LINE
 
-COLUMNS = (2, 3, 5, 9)  # that a tile of few columns may have: what chunks of 1, 2, 4 and 8 samples reach
+COLUMNS = (1, 2, 3, 5, 9)  # that a tile of few columns may have: what chunks of 1, 2, 4 and 8 samples reach, and the
+# one that a vector's leave over
 PANEL_AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
+PANELS_AHEAD = 16 * 1024  # at most, of several panels
+LEAST_SUMS = 4  # that do not wait for each other: cycles that a product takes
 # panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
 SIGNATURE = types.void(*[types.int64] * 9)
 
@@ -204,12 +207,12 @@ class Tile(Emitter):
 
 
 @intrinsic(prefer_literal=True)
-def column_tile(typingctx, double, lanes, rows, panels, slab, offsets, terms, block, start, _, out, columns):
-    """Emit the tile of few columns, of a few panels at once, which lie at the addresses that lie at `panels`.
+def column_tile(typingctx, double, lanes, rows, panels, slab, offsets, terms, block, start, given, out, columns):
+    """Emit the tile of few columns, of some panels at once, which lie at the addresses that lie at `panels`.
 
     It starts from start[tile·width + m], or where `start` is 0 from what is there, and stores
-    out[(c·tiles + tile)·width + m], not interleaved, where `width` is that of panel_width and `tiles` are few_tiles;
-    what is read beyond the rows is of no consequence.
+    out[(c·tiles + tile)·width + m], not interleaved, where `width` is that of panel_width and `tiles` are few_tiles.
+    Of these so many are `given` that what the others store is of no consequence, as is what is read beyond the rows.
     """
 
     def codegen(context, builder, signature, args):
@@ -231,14 +234,17 @@ def panel_width(rows: int) -> int:
 
 
 def few_tiles(lanes: int, rows: int) -> int:
-    """Panels that a tile of few columns takes at once: two vectors of them, of which each may hold two."""
-    return 4 if 2 * panel_width(rows) <= lanes else 2
+    """Panels that a tile of few columns takes: a few vectors of them, of which each may hold two."""
+    return ColumnTile.vectors * (2 if 2 * panel_width(rows) <= lanes else 1)
 
 
-def fit_together(lanes: int, rows: int, count: int) -> bool:
-    """Whether the sums of both vectors of a tile of so many columns fit the registers, beside those and a sample."""
+def vectors_together(lanes: int, rows: int, count: int) -> int:
+    """Vectors of so many columns that are summed up at once: where their sums fit the registers, two or, lest they wait
+    for each other, more. Each has streams of weights of its own, of which eight come more slowly from memory than four.
+    """
     registers = -(-few_tiles(lanes, rows) // ColumnTile.vectors * panel_width(rows) // lanes)  # of one vector
-    return ColumnTile.vectors * registers * (count + 1) + 1 <= target.vector_registers()
+    wanted = 2 if 2 * count >= LEAST_SUMS else ColumnTile.vectors
+    return next((v for v in (wanted, 2) if v * registers * (count + 1) + 1 <= target.vector_registers()), 1)
 
 
 class ColumnTile(Emitter):
@@ -248,37 +254,38 @@ class ColumnTile(Emitter):
     several panels side by side. Where a vector has room for a column of two, it holds both.
     """
 
-    vectors = 2  # of a column
+    vectors = 4  # of a column
 
     def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
         self.rows, self.width, self.tiles = rows, panel_width(rows), few_tiles(lanes, rows)
-        self.together = [count for count in COLUMNS if fit_together(lanes, rows, count)]
+        self.together = {count: vectors_together(lanes, rows, count) for count in COLUMNS}
         super().__init__(builder, double, self.tiles // self.vectors * self.width)
 
-    def write(self, count, panels, slab, offsets, terms, block, start, _, out):
-        builder = self.builder
+    def write(self, count, panels, slab, offsets, terms, block, start, given, out):
+        builder, joined = self.builder, self.tiles // self.vectors
         cells = [(t, c) for t in range(self.vectors) for c in range(count)]
         places = {(t, c): self.element_at(out, I64((c * self.vectors + t) * self.lanes)) for t, c in cells}
         with builder.if_then(builder.icmp_signed("!=", start, I64(0))):
             for (t, _), place in places.items():
                 self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.lanes)))), place)
-        step = self.vectors if count in self.together else 1  # else one vector's after the other's
-        joined = self.tiles // self.vectors
-        for first in range(0, self.vectors, step):
+        step = self.together[count]
+        for first in range(0, self.vectors, step):  # some vectors' sums after the other ones'
             own_panels = panels[first * joined : (first + step) * joined]
             own_places = {cell: place for cell, place in places.items() if first <= cell[0] < first + step}
-            self.add(count, own_panels, slab, offsets, terms, block, own_places)
+            with builder.if_then(builder.icmp_signed(">", given, I64(first * joined))):
+                self.add(count, own_panels, slab, offsets, terms, block, own_places)
 
     def add(self, count, panels, slab, offsets, terms, block, places):
         """Add what some panels contribute, a block of terms after the other, to what lies at places: of (t, c)."""
         builder, joined = self.builder, self.tiles // self.vectors
+        ahead = min(PANEL_AHEAD, PANELS_AHEAD // len(panels))
         with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
             with self.loop(own_terms, I64(1), [self.zero()] * len(places)) as own:
                 r = builder.add(blocks.index, own.index)
                 weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
                 for address in self.every_second(weights, self.rows, r):
-                    self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
+                    self.prefetch(builder.add(address, I64(ahead)), write=False)
                 w = [self.joined(*weights[t : t + joined]) for t in range(0, len(panels), joined)]
                 at = self.element_at(slab, self.index_at(offsets, r))
                 sums = dict(zip(places, own.values, strict=True))
@@ -341,7 +348,7 @@ def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, slot
 
 @functools.cache
 def _compile_columns(double: int, lanes: int, rows: int) -> Any:
-    def function(panels, slab, offsets, terms, block, start, sums, out, columns):
-        column_tile(double, lanes, rows, panels, slab, offsets, terms, block, start, sums, out, columns)
+    def function(panels, slab, offsets, terms, block, start, given, out, columns):
+        column_tile(double, lanes, rows, panels, slab, offsets, terms, block, start, given, out, columns)
 
     return c_function(function, SIGNATURE, f"microkernels.column_tile-{double}-{lanes}-{rows}")

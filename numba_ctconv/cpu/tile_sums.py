@@ -146,13 +146,13 @@ def sum_few(
 ):  # fmt: skip
     """Compute the rows of a few tiles in few columns: all, or what some terms add to the `staging` of others."""
     tiles, width, size = sizes.few_tiles, sizes.start_size, output.itemsize
-    sums_at, _, start = parts_of(scratch, sizes)
+    start = parts_of(scratch, sizes)[2]
     if begins:
         start_tiles(start, width, first, tiles, count, bias, sizes, phases, group)
     place_panels(scratch, panels_at, terms * sizes.rows * size, tiles, count)
     call_tile(
         few_tile, address_of(scratch), block_at, block_offsets, terms, sizes.block, address_of(start) if begins else 0,
-        sums_at, address_of(staging), columns,
+        count, address_of(staging), columns,
     )  # fmt: skip
     if ends:
         store_tiles(
