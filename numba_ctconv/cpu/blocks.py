@@ -16,7 +16,8 @@ from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
 
 PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
-BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefetchers follow
+BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefetchers follow,
+MADE_GROUPS = 8  # and groups of tiles whose panels are made of them at once, so that they are read far
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
@@ -97,12 +98,10 @@ def call_of(family: Family, problem: Problem) -> Call:
     line = target.CACHE_LINE // own.itemsize
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
-    together, terms = max(own.few_tiles, own.tall_tiles), sizes.block_channels * own.taps
-    totals_size, made_tiles = 0, sizes.together
+    totals_size = 0
     if sizes.block_channels > 0:
-        totals_size = -(-own.row_tiles // together) * together * own.most_sums
-        made_tiles = together
-    made_size = made_tiles * (terms or len(own.term_rows)) * own.rows
+        totals_size = -(-own.row_tiles // sizes.together) * sizes.together * own.most_sums
+    made_size = sizes.together * (sizes.block_channels * own.taps or len(own.term_rows)) * own.rows
     made_size += own.beyond + line if made_size > 0 else 0
     own_size = slab_size + totals_size + 2 * line + sums_size + staged + starts  # to begin at one, and where panels lie
     dtype = np.dtype(f"f{own.itemsize}")
@@ -181,15 +180,18 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
         block_channels = BLOCK_CHANNELS if BLOCK_CHANNELS * layout.taps % BLOCK == 0 else 2 * BLOCK_CHANNELS
         if row_tiles * layout.most_sums * itemsize > PANELS_BYTES:
             block_channels = 0
-    if not packed and block_channels == 0 and blocks <= MOST_BLOCKS_REMADE:
+    group_tiles = max(layout.few_tiles, layout.tall_tiles)
+    if block_channels > 0:
+        together = min(-(-row_tiles // group_tiles), MADE_GROUPS) * group_tiles
+    elif not packed and blocks <= MOST_BLOCKS_REMADE:
         together = tiles_together(layout)
     far_columns = 0
     if layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full):
         far_columns = full if length > NARROW * full else layout.lanes
         row_sums = far_columns * layout.rows
     return Sizes._make(
-        (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns, int(in_place),
-         row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
+        (*layout.fixed, group_tiles, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns,
+         int(in_place), row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ class Sizes(NamedTuple):
     tile_channels: int  # of a tile, whole or in part
     few_tiles: int  # that a tile of few columns computes at once
     tall_tiles: int  # and those of one vector that are
+    group_tiles: int  # that are computed one after the other, of few columns or a vector of them together
     groups: int
     row_channels: int  # of a group of the output
     strip: int  # columns of a block whose rows lie together in a slab

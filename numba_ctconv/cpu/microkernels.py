@@ -239,8 +239,10 @@ def few_tiles(lanes: int, rows: int) -> int:
 
 
 def vectors_together(lanes: int, rows: int, count: int) -> int:
-    """Vectors of so many columns that are summed up at once: where their sums fit the registers, two or, lest they wait
-    for each other, more. Each has streams of weights of its own, of which eight come more slowly from memory than four.
+    """Vectors of so many columns that are summed up at once.
+
+    Where their sums fit the registers, two or, lest they wait for each other, more. Each has streams of weights of its
+    own, of which eight come more slowly from memory than four.
     """
     registers = -(-few_tiles(lanes, rows) // ColumnTile.vectors * panel_width(rows) // lanes)  # of one vector
     wanted = 2 if 2 * count >= LEAST_SUMS else ColumnTile.vectors
