@@ -113,16 +113,18 @@ def test_moves_interleave_and_lay_out(dtype, rows, phases):
     [(2, 4, 2), (4, 2, 2), (6, 1, 2), (5, 1, 3), (8, 1, 2), (3, 3, 1), (7, 1, 1), (3, 1, 1)],
 )
 def test_moves_pack_whole_channels(dtype, run, channels, taps):
+    """Of three tiles, between whose panels nothing is written."""
     size, rows = np.dtype(dtype).itemsize, run * channels
-    source = np.random.default_rng(0).standard_normal((5, rows * taps + 7)).astype(dtype)
-    packed = np.full((6, taps, rows), np.nan, dtype)
+    source = np.random.default_rng(0).standard_normal((5, 3 * rows * taps + 7)).astype(dtype)
+    packed = np.full((3, 6, taps, rows), np.nan, dtype)
     move = moves.moves.pack_whole(size, run, channels, taps)
-    call(move, source.ctypes.data, rows * taps + 7, 5, 0, 0, taps, packed.ctypes.data)
-    own = source[:, : rows * taps].reshape(5, channels, taps, run)
-    np.testing.assert_array_equal(packed[:5], own.transpose(0, 2, 1, 3).reshape(5, taps, rows))
-    assert np.isnan(packed[5]).all()
-    call(move, source.ctypes.data, 0, 0, 0, 0, taps, packed[5].ctypes.data)
-    assert np.isnan(packed[5]).all()
+    step = packed.strides[0] // size
+    call(move, source.ctypes.data, source.shape[1], 5, rows * taps, 3, step, packed.ctypes.data)
+    own = source[:, : 3 * rows * taps].reshape(5, 3, channels, taps, run)
+    np.testing.assert_array_equal(packed[:, :5], own.transpose(1, 0, 3, 2, 4).reshape(3, 5, taps, rows))
+    assert np.isnan(packed[:, 5]).all()
+    call(move, source.ctypes.data, 0, 0, 0, 3, step, packed[0, 5].ctypes.data)
+    assert np.isnan(packed[:, 5]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

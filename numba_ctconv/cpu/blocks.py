@@ -15,7 +15,8 @@ from . import microkernels, target, tiled
 from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
 
-PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
+PANELS_BYTES = 2 * 1024 * 1024  # that are made right before they are used: many, so that weights are read far
+TOTALS_BYTES = 512 * 1024  # of sums that wait while panels of other channels are made
 BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefetchers follow,
 MADE_GROUPS = 8  # and groups of tiles whose panels are made of them at once, so that they are read far
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
@@ -175,16 +176,8 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     if alone or columns <= layout.few_columns:  # rows so short that many share a cache line
         pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
     short = columns <= min(strip, layout.lanes + min(layout.few_columns, layout.lanes - 1))  # one vector and a few
-    together, block_channels = 0, 0
-    if not packed and short and layout.takes_blocks:
-        block_channels = BLOCK_CHANNELS if BLOCK_CHANNELS * layout.taps % BLOCK == 0 else 2 * BLOCK_CHANNELS
-        if row_tiles * layout.most_sums * itemsize > PANELS_BYTES:
-            block_channels = 0
     group_tiles = max(layout.few_tiles, layout.tall_tiles)
-    if block_channels > 0:
-        together = min(-(-row_tiles // group_tiles), MADE_GROUPS) * group_tiles
-    elif not packed and blocks <= MOST_BLOCKS_REMADE:
-        together = tiles_together(layout)
+    together, block_channels = (0, 0) if packed else made_at_once(layout, group_tiles, blocks, short)
     far_columns = 0
     if layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full):
         far_columns = full if length > NARROW * full else layout.lanes
@@ -195,10 +188,20 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     )  # fmt: skip
 
 
-def tiles_together(layout: Layout) -> int:
-    """Tiles whose panels are made and used while they are in a cache; 0 where not even two fit."""
+def made_at_once(layout: Layout, group_tiles: int, blocks: int, short: bool) -> tuple[int, int]:
+    """Tiles whose panels are made and used while they are in a cache, and of how many channels.
+
+    Of no tiles where all panels are better made first, and of 0 channels where they are whole. `short` are so few
+    columns that all tiles' sums of them may wait while a few channels' panels are made.
+    """
+    if short and layout.takes_blocks and layout.row_tiles * layout.most_sums * layout.itemsize <= TOTALS_BYTES:
+        whole_blocks = BLOCK_CHANNELS * layout.taps % BLOCK == 0
+        channels = BLOCK_CHANNELS if whole_blocks else 2 * BLOCK_CHANNELS
+        return min(-(-layout.row_tiles // group_tiles), MADE_GROUPS) * group_tiles, channels
+    if blocks > MOST_BLOCKS_REMADE:
+        return 0, 0
     panel_bytes = max(1, len(layout.term_rows) * layout.rows * layout.itemsize)
-    return min(PANELS_BYTES // panel_bytes // 2 * 2, MOST_TOGETHER)
+    return min(PANELS_BYTES // panel_bytes // 2 * 2, MOST_TOGETHER), 0
 
 
 def columns_between_items(layout: Layout, length: int, crop_in: int, q_first: int, positions: int) -> int:
