@@ -196,12 +196,12 @@ def test_tiles_of_few_columns_multiply_vectors(machine, double, rows):
 
         def write(builder, given, columns=columns):
             tile = microkernels.ColumnTile(builder, double, lanes, rows)
-            tile.write(columns, tile.given(given[0], tile.tiles), *given[1:])
+            tile.write(columns, *given)
 
         lines = assembly(machine, write, 8)
         assert count(CALL, lines) == count(SCALAR, lines) == 0
-        assert count(fma, lines) >= microkernels.ColumnTile.vectors * columns
-        if microkernels.vectors_together(lanes, rows, columns) > 1:
+        assert count(fma, lines) >= columns
+        if microkernels.fit_together(lanes, rows, columns):
             loops = [loop for loop in innermost_loops(lines) if count(fma, loop)]
             assert loops
             assert not [line for loop in loops for line in loop if re.search(machine.stack, line)], columns

@@ -329,7 +329,7 @@ def strip_columns(full: int, reach: int) -> int:
 
 def few_columns(lanes: int, rows: int) -> int:
     """Columns up to which lanes over the rows of a tile are better filled than lanes over time."""
-    fitting = [count for count in microkernels.COLUMNS if microkernels.vectors_together(lanes, rows, count) > 1]
+    fitting = [count for count in microkernels.COLUMNS if microkernels.fit_together(lanes, rows, count)]
     return min(rows + 1, max(fitting, default=microkernels.COLUMNS[0]))
 
 

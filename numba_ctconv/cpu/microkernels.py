@@ -30,8 +30,6 @@ from .target import CACHE_LINE
 COLUMNS = (1, 2, 3, 5, 9)  # that a tile of few columns may have: what chunks of 1, 2, 4 and 8 samples reach, and the
 # one that a vector's leave over
 PANEL_AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
-PANELS_AHEAD = 16 * 1024  # at most, of several panels
-LEAST_SUMS = 4  # that do not wait for each other: cycles that a product takes
 # panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
 SIGNATURE = types.void(*[types.int64] * 9)
 
@@ -217,12 +215,11 @@ def column_tile(typingctx, double, lanes, rows, panels, slab, offsets, terms, bl
 
     def codegen(context, builder, signature, args):
         emit = ColumnTile(builder, double.literal_value, lanes.literal_value, rows.literal_value)
-        panels, *operands, columns = args[3:]
-        panels = emit.given(panels, emit.tiles)
+        *operands, columns = args[3:]
         for fewer, count in zip((0, *COLUMNS), COLUMNS, strict=False):
             own = builder.icmp_signed(">", columns, I64(fewer)), builder.icmp_signed("<=", columns, I64(count))
             with builder.if_then(builder.and_(*own)):
-                emit.write(count, panels, *operands)
+                emit.write(count, *operands)
         return context.get_dummy_value()
 
     return types.void(double, lanes, rows, *[types.int64] * 9), codegen
@@ -238,56 +235,56 @@ def few_tiles(lanes: int, rows: int) -> int:
     return ColumnTile.vectors * (2 if 2 * panel_width(rows) <= lanes else 1)
 
 
-def vectors_together(lanes: int, rows: int, count: int) -> int:
-    """Vectors of so many columns that are summed up at once.
-
-    Where their sums fit the registers, two or, lest they wait for each other, more. Each has streams of weights of its
-    own, of which eight come more slowly from memory than four.
-    """
+def fit_together(lanes: int, rows: int, count: int) -> bool:
+    """Whether the sums of two vectors of so many columns fit the registers, beside those and a sample."""
     registers = -(-few_tiles(lanes, rows) // ColumnTile.vectors * panel_width(rows) // lanes)  # of one vector
-    wanted = 2 if 2 * count >= LEAST_SUMS else ColumnTile.vectors
-    return next((v for v in (wanted, 2) if v * registers * (count + 1) + 1 <= target.vector_registers()), 1)
+    return 2 * registers * (count + 1) + 1 <= target.vector_registers()
 
 
 class ColumnTile(Emitter):
     """Writes the code of a tile of few columns.
 
-    Its sums are so few that they would wait for each other, and each sample is loaded for all of them: so it takes
-    several panels side by side. Where a vector has room for a column of two, it holds both.
+    Its sums are so few that they would wait for each other, and each sample is loaded for all of them: so it takes two
+    vectors side by side. Where a vector has room for a column of two panels, it holds both.
     """
 
     vectors = 4  # of a column
 
     def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
         self.rows, self.width, self.tiles = rows, panel_width(rows), few_tiles(lanes, rows)
-        self.together = {count: vectors_together(lanes, rows, count) for count in COLUMNS}
+        self.together = [count for count in COLUMNS if fit_together(lanes, rows, count)]
         super().__init__(builder, double, self.tiles // self.vectors * self.width)
 
     def write(self, count, panels, slab, offsets, terms, block, start, given, out):
-        builder, joined = self.builder, self.tiles // self.vectors
-        cells = [(t, c) for t in range(self.vectors) for c in range(count)]
-        places = {(t, c): self.element_at(out, I64((c * self.vectors + t) * self.lanes)) for t, c in cells}
-        with builder.if_then(builder.icmp_signed("!=", start, I64(0))):
-            for (t, _), place in places.items():
-                self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.lanes)))), place)
-        step = self.together[count]
-        for first in range(0, self.vectors, step):  # some vectors' sums after the other ones'
-            own_panels = panels[first * joined : (first + step) * joined]
-            own_places = {cell: place for cell, place in places.items() if first <= cell[0] < first + step}
-            with builder.if_then(builder.icmp_signed(">", given, I64(first * joined))):
-                self.add(count, own_panels, slab, offsets, terms, block, own_places)
+        builder = self.builder
+        together = 2 if count in self.together else 1  # of the vectors
+        with self.loop(given, I64(together * self.tiles // self.vectors)) as loop:  # over panels
+            own = [
+                self.index_at(panels, builder.add(loop.index, I64(k)))
+                for k in range(together * self.tiles // self.vectors)
+            ]
+            first = builder.mul(loop.index, I64(self.width))
+            places = {
+                (t, c): self.element_at(out, builder.add(first, I64((c * self.vectors + t) * self.lanes)))
+                for t in range(together)
+                for c in range(count)
+            }
+            with builder.if_then(builder.icmp_signed("!=", start, I64(0))):
+                for (t, _), place in places.items():
+                    less = self.load(self.element_at(start, builder.add(first, I64(t * self.lanes))))
+                    self.store(builder.fneg(less), place)
+            self.add(count, own, slab, offsets, terms, block, places)
 
     def add(self, count, panels, slab, offsets, terms, block, places):
         """Add what some panels contribute, a block of terms after the other, to what lies at places: of (t, c)."""
         builder, joined = self.builder, self.tiles // self.vectors
-        ahead = min(PANEL_AHEAD, PANELS_AHEAD // len(panels))
         with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
             with self.loop(own_terms, I64(1), [self.zero()] * len(places)) as own:
                 r = builder.add(blocks.index, own.index)
                 weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
                 for address in self.every_second(weights, self.rows, r):
-                    self.prefetch(builder.add(address, I64(ahead)), write=False)
+                    self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
                 w = [self.joined(*weights[t : t + joined]) for t in range(0, len(panels), joined)]
                 at = self.element_at(slab, self.index_at(offsets, r))
                 sums = dict(zip(places, own.values, strict=True))

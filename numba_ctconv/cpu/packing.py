@@ -14,7 +14,9 @@ from .rows import ZERO, count_below, first_not_below, nothing_of
 SHORT_ROW = 6  # vectors, up to which a row is copied faster than a function for any length is called
 SHORT_PARTED = 2  # and up to which one is parted faster with what lies around it than by whole vectors and the rest
 PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's,
-PACK_TILES = 16  # or of so many tiles where their weights lie side by side
+PACK_TILES = 16  # or of so many tiles where their weights lie side by side,
+NEAR_TILES = 4  # or so many whose panels, far apart, take each other's place in the first-level cache,
+NEAR_BYTES = 2 * 1024 * 1024  # where the weights come from the second-level one
 
 
 @task("r3 n1 sizes panel_sizes i i i c1", sizes=SIZES, panel_sizes=PANEL_SIZES)
@@ -177,6 +179,8 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
     side_by_side = sizes.pack_whole != 0 and taps == family_taps * tile_phases
     side_by_side = side_by_side and weight.strides[2] == taps * bytes_each
     whole_tiles = row_channels // tile_channels if contiguous and side_by_side else 0  # of a group
+    near = weight.size * bytes_each <= NEAR_BYTES and term_channels > PACK_CHANNELS
+    most = NEAR_TILES if near else PACK_TILES
     for inner in range(inner_begin, inner_stop, PACK_CHANNELS):
         inner_end = min(inner + PACK_CHANNELS, inner_stop)
         group, place = begin // tiles, begin % tiles
@@ -194,7 +198,7 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
             source_at += channel * weight.strides[2] + first_tap * bytes_each
             together = 1
             if place < whole_tiles:
-                together = min(whole_tiles - place, end - tile, PACK_TILES)
+                together = min(whole_tiles - place, end - tile, most)
                 call_pack(
                     sizes.pack_whole, source_at, weight.strides[1] // bytes_each, inner_end - inner,
                     tile_channels * taps, together, term_channels * family_taps * rows,
