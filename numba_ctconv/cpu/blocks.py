@@ -61,12 +61,11 @@ def forward_calls(
     families: Families, geometry: Geometry, groups: int, shape: tuple[int, ...], strides: tuple[int, ...], packed: bool
 ) -> tuple[Call, ...]:
     """What a forward pass takes, for each family of phases; its panels are there if they are `packed`."""
-    step, crop = geometry.plan.stride, geometry.crops.left
-    first = crop // step
-    positions = (crop + geometry.output_length - 1) // step - first + 1
-    long = is_long(families, geometry, shape)
-    problem = Problem(groups, shape, strides, long, packed, 0, crop, first, positions)
-    return tuple(call_of(own, problem) for own in families)
+    crop, long = geometry.crops.left, is_long(families, geometry, shape)
+    return tuple(
+        call_of(own, Problem(groups, shape, strides, long, packed, 0, crop, *positions_of(own.layout, geometry)))
+        for own in families
+    )
 
 
 @functools.lru_cache(maxsize=128)
@@ -77,6 +76,14 @@ def grad_input_calls(
     crop, length, long = geometry.crops.left, geometry.input_length, is_long(families, geometry, shape)
     problem = Problem(groups, shape, strides, long, packed, crop, 0, 0, length)
     return tuple(call_of(own, problem) for own in families)
+
+
+def positions_of(layout: Layout, geometry: Geometry) -> tuple[int, int]:
+    """The first position of which a phase of the family lies in the output, and how many there are; at least one."""
+    step, crop = geometry.plan.stride, geometry.crops.left
+    first = -((int(layout.phases[-1]) - crop) // step)
+    last = (crop + geometry.output_length - 1 - int(layout.phases[0])) // step
+    return first, max(last - first + 1, 1)
 
 
 def is_long(families: Families, geometry: Geometry, shape: tuple[int, ...]) -> bool:
