@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Geometry
-from . import microkernels, target, tiled
+from . import column_tiles, target, tiled
 from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
+from .tile_sums import few_of, few_stored
 
 PANELS_BYTES = 2 * 1024 * 1024  # that are made right before they are used: many, so that weights are read far
 TOTALS_BYTES = 512 * 1024  # of sums that wait while panels of other channels are made
@@ -100,7 +101,7 @@ def call_of(family: Family, problem: Problem) -> Call:
     tile_size = own.rows * own.vectors * own.lanes
     tall_size = own.rows * sizes.tall_tiles * own.lanes
     tiles_size = sizes.few_tiles * sizes.start_size
-    staged = max(max(tile_size, tall_size) // own.tile_phases * own.slots, tiles_size * microkernels.COLUMNS[-1])
+    staged = max(max(tile_size, tall_size) // own.tile_phases * own.slots, tiles_size * column_tiles.COLUMNS[-1])
     sums_size = max(tile_size, tall_size, sizes.row_sums)
     starts = max(tiles_size, own.rows * sizes.tall_tiles)
     line = target.CACHE_LINE // own.itemsize
@@ -179,9 +180,8 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     even = -(-min(width, columns) // (layout.lanes * tiles)) * layout.lanes
     strip = min(even if layout.strip == full else layout.strip, width)
     pitch = layout.lead + strip + layout.tail
-    alone = columns == layout.lanes + 1 <= microkernels.COLUMNS[-1]  # in a tile of few, too
-    if alone or columns <= layout.few_columns:  # rows so short that many share a cache line
-        pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
+    if few_of.py_func(columns, layout) == columns:  # rows so short that many share a cache line
+        pitch = layout.lead + few_stored.py_func(columns) + layout.tail
     short = columns <= min(strip, layout.lanes + min(layout.few_columns, layout.lanes - 1))  # one vector and a few
     group_tiles = max(layout.few_tiles, layout.tall_tiles)
     together, block_channels = (0, 0) if packed else made_at_once(layout, group_tiles, blocks, short)
@@ -232,8 +232,6 @@ def reads_in_place(layout: Layout, strides: tuple[int, ...]) -> bool:
     place in the second-level cache.
     """
     _, pitch, step = strides
-    if layout.step_in != 1 or not layout.every_plane or step != layout.itemsize or pitch % step != 0 or pitch <= 0:
-        return False
-    if layout.worth_copying:
+    if not layout.serves_as_it_is or step != layout.itemsize or pitch % step != 0 or pitch <= 0:
         return False
     return layout.slab_rows * math.gcd(pitch, CACHE_PERIOD) <= CACHE_WAYS * CACHE_PERIOD

@@ -14,6 +14,7 @@ from . import target
 from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
 
 MOST_ROWS = 12
+ROWS_AHEAD = 2  # of a weight, that are asked for while one is packed
 MOST_GATHERED = 4  # vectors, of any of which an element of another may come
 LONGEST_RUN = 32
 AHEAD = 1024  # bytes that are asked for ahead
@@ -197,6 +198,7 @@ def pack_whole(
         rows = own_run * own_channels
         size = rows * own_taps
         there = [[v * emit.lanes + k < size for k in range(emit.lanes)] for v in range(-(-size // emit.lanes))]
+        ahead = builder.mul(inner_step, I64(ROWS_AHEAD))
         beyond = len(there) * emit.lanes - size  # what the last vector of a channel stores of those after it
         early = builder.sub(inner, I64(-(-beyond // size)))
         early = builder.select(builder.icmp_signed(">", early, I64(0)), early, I64(0))
@@ -208,8 +210,8 @@ def pack_whole(
                 start = emit.element_at(row, builder.mul(tile.index, tile_step))
                 to = emit.element_at(panel, builder.mul(tile.index, panel_step))
                 at = [emit.element_at(start, I64(v * emit.lanes)) for v in range(len(there))]
-                for address in at:  # of the next row
-                    emit.prefetch(emit.element_at(address, inner_step), write=False)
+                for address in at:
+                    emit.prefetch(emit.element_at(address, ahead), write=False)
                 vectors = [
                     emit.load(address) if all(kept) else emit.load_some(address, emit.constant_lanes(kept))
                     for address, kept in zip(at, there, strict=True)

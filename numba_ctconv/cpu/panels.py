@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import far_terms, layout, microkernels, moves, packing, storing, tile_rows
+from . import column_tiles, far_terms, layout, microkernels, moves, packing, storing, tile_rows
 from .layout import Layout, PanelSizes
 from .target import CACHE_LINE
 
@@ -145,6 +145,7 @@ def _numbers(own: Layout) -> Any:
         tall_tile=tile_rows.tall_tiles(size, own.lanes, own.rows, own.tall_tiles, own.tile_phases, own.slots),
         far_tile=tile_rows.rows_of_tiles(size, own.lanes, own.rows, 1, own.tile_phases, own.slots) if far else 0,
         sum_far=far_terms.sum_far.address(dtype) if far else 0,
+        few_tile=column_tiles.column_tiles(size, own.lanes, own.rows),
         tile_count=len(tiles),
         terms=len(own.term_rows),
         plane_count=len(own.planes),

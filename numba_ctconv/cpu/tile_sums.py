@@ -4,9 +4,9 @@ Part of tiled.product. A worker's scratch memory holds, in this order: addresses
 of tiles, staging, and what tiles start from.
 """
 
+from .column_tiles import COLUMNS
 from .compilation import helper, part
 from .intrinsics import address_of, call_task, call_tile, store_integer
-from .microkernels import COLUMNS
 from .storing import direct_target, place_of, store_tiles
 from .target import CACHE_LINE
 
@@ -52,9 +52,9 @@ def sum_tiles(
         at = block_at + last // strip_width * strip_size + (whole - last) * output.itemsize
         for t in range(0, count, sizes.few_tiles):
             sum_few(
-                first + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1], panel_sizes,
-                terms, panels_at + t * terms * sizes.rows * output.itemsize, at, block_offsets, group, column + whole,
-                few, True, True, staging, scratch, output,
+                first + t, min(sizes.few_tiles, count - t), bias, sizes, phases, panel_sizes, terms,
+                panels_at + t * terms * sizes.rows * output.itemsize, at, block_offsets, group, column + whole, few,
+                True, True, staging, scratch, output,
             )  # fmt: skip
 
 
@@ -66,7 +66,7 @@ def sum_row(
     """Compute the rows of a tile in whole vectors of columns."""
     lanes, rows, terms = sizes.lanes, sizes.rows, term_starts.size
     size = output.itemsize
-    most = tiles.size - 1  # vectors of a tile
+    most = tiles.size  # vectors of a tile
     full = most * lanes
     sums_at, staging, start = parts_of(scratch, sizes)
     start_at = address_of(start)
@@ -141,7 +141,7 @@ def sum_tall(
 
 @helper
 def sum_few(
-    first, count, bias, sizes, phases, few_tile, panel_sizes, terms, panels_at, block_at, block_offsets, group, column,
+    first, count, bias, sizes, phases, panel_sizes, terms, panels_at, block_at, block_offsets, group, column,
     columns, begins, ends, staging, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a few tiles in few columns: all, or what some terms add to the `staging` of others."""
@@ -151,8 +151,8 @@ def sum_few(
         start_tiles(start, width, first, tiles, count, bias, sizes, phases, group)
     place_panels(scratch, panels_at, terms * sizes.rows * size, tiles, count)
     call_tile(
-        few_tile, address_of(scratch), block_at, block_offsets, terms, sizes.block, address_of(start) if begins else 0,
-        count, address_of(staging), columns,
+        panel_sizes.few_tile, address_of(scratch), block_at, block_offsets, terms, sizes.block,
+        address_of(start) if begins else 0, count, address_of(staging), columns,
     )  # fmt: skip
     if ends:
         store_tiles(

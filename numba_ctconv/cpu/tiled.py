@@ -106,7 +106,7 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     source, bias, weight = borrowed(source), borrowed(bias), borrowed(weight)
     scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
     sizes, panel_sizes = record_of(numbers, SIZES), record_of(panel_numbers, PANEL_SIZES)
-    tiles, term_rows, _, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
+    _, term_rows, _, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
     terms = term_rows.size
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
     cut = cut_of(source, sizes, row_tiles, workers)
@@ -119,8 +119,8 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
             source, planes, sizes, panel_sizes, piece // cut.parts, packed, group, column, columns, terms, slab, scratch
         )  # fmt: skip
         check += sum_blocks(
-            row_begin, row_end, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight,
-            block_at, block_offsets, group, column, columns, made, totals, own, output,
+            row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at, block_offsets,
+            group, column, columns, made, totals, own, output,
         )  # fmt: skip
     keep_check(check, scratch, sizes, terms, workers, worker)
 
@@ -179,8 +179,8 @@ def keep_check(check, scratch, sizes, terms, workers, worker):
 
 @helper
 def sum_blocks(
-    row_begin, row_end, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight, block_at,
-    block_offsets, group, column, columns, made, totals, scratch, output,
+    row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at, block_offsets, group,
+    column, columns, made, totals, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a part of the tiles in few columns, by blocks of terms of which a few panels are made.
 
@@ -223,8 +223,8 @@ def sum_blocks(
             for t in range(0, count if few > 0 else 0, sizes.few_tiles):
                 own_few = own[tall_size + t * few_size :][: sizes.few_tiles * few_size]
                 sum_few(
-                    begin + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1], panel_sizes,
-                    own_terms, address_of(made) + t * own_terms * rows * size, block_at + whole * size, offsets, group,
+                    begin + t, min(sizes.few_tiles, count - t), bias, sizes, phases, panel_sizes, own_terms,
+                    address_of(made) + t * own_terms * rows * size, block_at + whole * size, offsets, group,
                     column + whole, few, begins, ends, own_few, scratch, output,
                 )  # fmt: skip
                 if ends and whole == 0:
