@@ -184,10 +184,11 @@ def accuracy(options: argparse.Namespace, progress: Progress) -> int:
         print(f"no GPU that can be used: {gpu}", flush=True)
         return costs.emulate(options.rows)
     print(f"measured on {gpu.name}" if isinstance(gpu, Gpu) else "emulated: no GPU computed this")
-    table = report.Table(costs.COLUMNS, sys.stdout)
+    table = None
     try:
         for record in costs.measure(problems, progress):
             progress.clear()
+            table = table or report.Table(costs.COLUMNS, sys.stdout)
             table.add(record)
     except ImportError as reason:
         raise OptionError(str(reason)) from None
