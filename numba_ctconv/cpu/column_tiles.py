@@ -18,6 +18,8 @@ from .microkernels import PANEL_AHEAD, SIGNATURE
 
 # Columns that a tile may have: what chunks of 1, 2, 4 and 8 samples reach, and the one that whole vectors leave over.
 COLUMNS = (1, 2, 3, 5, 9)
+FASTEST = 2  # columns, of which weights are met as fast as they come
+NEAR_AHEAD = 256  # bytes of a panel, where prefetchers do more
 
 
 @intrinsic(prefer_literal=True)
@@ -94,13 +96,14 @@ class ColumnTile(Emitter):
     def add(self, count, panels, slab, offsets, terms, block, places):
         """Add what some panels contribute, a block of terms after the other, to what lies at places: of (t, c)."""
         builder, joined = self.builder, self.tiles // self.vectors
+        ahead = NEAR_AHEAD if target.follows_streams() and count <= FASTEST else PANEL_AHEAD
         with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
             with self.loop(own_terms, I64(1), [self.zero()] * len(places)) as own:
                 r = builder.add(blocks.index, own.index)
                 weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
                 for address in self.every_second(weights, self.rows, r):
-                    self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
+                    self.prefetch(builder.add(address, I64(ahead)), write=False)
                 w = [self.joined(*weights[t : t + joined]) for t in range(0, len(panels), joined)]
                 at = self.element_at(slab, self.index_at(offsets, r))
                 sums = dict(zip(places, own.values, strict=True))

@@ -60,6 +60,12 @@ def vector_registers() -> int:
     return 32 if "avx512f" in _features() or _target()[0].startswith(("aarch64", "arm64")) else 16
 
 
+@functools.cache
+def follows_streams() -> bool:
+    """Whether the host's prefetchers follow a few streams by themselves, so that asking far ahead costs time: Zen's."""
+    return _target()[1].startswith("znver")
+
+
 def _features() -> set[str]:
     """The features that Numba compiles for: the host's, or those that its settings name."""
     return {name[1:] for name in _target()[2].split(",") if name.startswith("+")}
