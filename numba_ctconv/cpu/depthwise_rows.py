@@ -102,8 +102,9 @@ def forward_rows(typingctx, double, lanes, taps, stride, dilation, given):
             loads, stores = firsts(position)
             if kept is None:
                 kept = [None] * (len(loads) + len(stores))
-                prefetch(emit, row.source, loads[:1], write=False)
-                prefetch(emit, row.target, stores, write=True)
+                if not target.follows_streams():
+                    prefetch(emit, row.source, loads[:1], write=False)
+                    prefetch(emit, row.target, stores, write=True)
             vectors = zip(shifts, loads, kept[: len(loads)], strict=True)
             samples = {h: load(emit, row.source, first, within) for h, first, within in vectors}
             streams = []
