@@ -24,6 +24,7 @@ from ..forks import compiling
 from .emitter import I64, Emitter, c_function
 from .target import CACHE_LINE
 
+TILES_AHEAD = 2  # that are computed before what is asked for of the slab is needed
 PANEL_AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
 # panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
 SIGNATURE = types.void(*[types.int64] * 9)
@@ -59,8 +60,6 @@ class Shape(NamedTuple):
 
 class Tile(Emitter):
     """Writes the code of a tile."""
-
-    tiles_ahead = 1  # that are computed before what is asked for of the slab is needed
 
     def __init__(self, builder: Any, shape: Shape) -> None:
         super().__init__(builder, shape.double, shape.lanes)
@@ -170,7 +169,7 @@ class Tile(Emitter):
         x = [self.load(self.element_at(slab, builder.add(offset, I64(v * shape.lanes)))) for v in range(shape.vectors)]
         # what a later tile will load: a row that is read in place is new to the caches at its first tile
         for k in range(0, shape.vectors * shape.lanes, CACHE_LINE // self.size):
-            ahead = builder.add(offset, I64(self.tiles_ahead * shape.vectors * shape.lanes + k))
+            ahead = builder.add(offset, I64(TILES_AHEAD * shape.vectors * shape.lanes + k))
             self.prefetch(self.element_at(slab, ahead), write=False)
         total = []
         for m, (weights, place) in enumerate(self.weights(panel, r)):

@@ -36,8 +36,6 @@ def tile_row(
 class TileRow(Tile):
     """Writes the code of one block of terms of a row of tiles."""
 
-    tiles_ahead = 2  # each takes but as long as one block
-
     def write(self, panel, slab, offsets, terms, count, start, sums, out, channel_stride):
         builder, shape = self.builder, self.shape
         columns = shape.vectors * shape.lanes
