@@ -157,6 +157,48 @@ def load_weight(array, part, i, o, k, wanted):
     return value
 
 
+def load_parts(count):
+    """A loader of an element of several parts: load_parts(array, part, i, o, k, wanted) -> tuple.
+
+    array[part + j, i, o, k], or 0 where that is not wanted or there are no more parts. The array's first element is
+    read in their place, so that nothing branches and all loads are under way at once.
+    """
+
+    @intrinsic
+    def emit(typingctx, array, part, i, o, k, wanted):
+        def codegen(context, builder, signature, args):
+            places = zip(args[1:5], signature.args[1:5], strict=True)
+            part_, *rest = (context.cast(builder, value, own, types.int64) for value, own in places)
+            struct = context.make_array(array)(context, builder, value=args[0])
+            parts = cgutils.unpack_tuple(builder, struct.shape)[0]
+            zero = ir.Constant(context.get_value_type(array.dtype), None)
+            values = []
+            for j in range(count):
+                own = builder.add(part_, I64(j))
+                inside = builder.and_(bit(builder, args[5]), builder.icmp_signed("<", own, parts))
+                at = [builder.select(inside, index, I64(0)) for index in (own, *rest)]
+                loaded = builder.load(pointer(context, builder, array, args[0], *at))
+                values.append(builder.select(inside, loaded, zero))
+            return cgutils.pack_array(builder, values)
+
+        return types.UniTuple(array.dtype, count)(array, part, i, o, k, wanted), codegen
+
+    return emit
+
+
+@intrinsic
+def add_up(typingctx, total, values):
+    """A number and those of a tuple, added in order."""
+
+    def codegen(context, builder, signature, args):
+        total_, values_ = args
+        for value in cgutils.unpack_tuple(builder, values_):
+            total_ = builder.fadd(total_, value)
+        return total_
+
+    return total(total, values), codegen
+
+
 @cuda.jit(device=True)
 def store_element(array, index, value, wanted):
     """array[index] = value where wanted."""
@@ -191,6 +233,37 @@ def store_spaced(count):
             return context.get_dummy_value()
 
         return types.void(array, n, c, l, space, sums, added, wanted), codegen
+
+    return emit
+
+
+def store_part(row_steps, column_steps):
+    """A store of a tile's partial sums: store_part(array, part, row, column, rows, columns, sums).
+
+    array[part, row + r, column + c] = sum for the steps r < rows of the tile's rows, and c < columns of its columns.
+    The array is contiguous, and its last two dimensions are the columns.
+    """
+
+    @intrinsic
+    def emit(typingctx, array, part, row, column, rows, columns, sums):
+        def codegen(context, builder, signature, args):
+            places = zip(args[1:6], signature.args[1:6], strict=True)
+            part_, row_, column_, rows_, columns_ = (
+                context.cast(builder, value, own, types.int64) for value, own in places
+            )
+            struct = context.make_array(array)(context, builder, value=args[0])
+            space = builder.mul(*cgutils.unpack_tuple(builder, struct.shape)[2:])
+            first = builder.gep(pointer(context, builder, array, args[0], part_, row_, I64(0), I64(0)), [column_])
+            values = cgutils.unpack_tuple(builder, args[6])
+            for n, c in enumerate(column_steps):
+                with builder.if_then(builder.icmp_signed("<", I64(c), columns_)):
+                    for m, r in enumerate(row_steps):
+                        with builder.if_then(builder.icmp_signed("<", I64(r), rows_)):
+                            at = builder.gep(first, [builder.add(builder.mul(space, I64(r)), I64(c))])
+                            builder.store(values[m * len(column_steps) + n], at)
+            return context.get_dummy_value()
+
+        return types.void(array, part, row, column, rows, columns, sums), codegen
 
     return emit
 

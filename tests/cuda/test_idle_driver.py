@@ -133,6 +133,7 @@ from numba_ctconv.cuda.launch import Configuration
 from numba_ctconv.cuda.queues import Queue
 from numba_ctconv.geometry import plan
 x, w, y = (cuda.device_array(shape, np.float32) for shape in ((3, 4, 50), (4, 2, 3), (3, 2, 60)))
+sums = cuda.device_array((2, 3, 4, 5), np.float32)
 x, bias, none = x[:, ::2, 5:45], cuda.device_array(2, np.float32), cuda.device_array(0, np.float32)
 table, sizes = cuda.device_array(9, np.int64), tiles.Sizes(*range(100, 100 + len(tiles.Sizes._fields)))
 own = tile.FMA_TILES[4][16][-1]
@@ -143,7 +144,7 @@ launched = {
         forward.gather, 32, (others[0][:, ::2, 5:45], *others[1:3], 2, 1, -7, 0, 2**40, 1, others[3])
     ),
     "without bias": (forward.gather, 32, (x, w, none, 2, 1, 1, 0, 3, 1, y)),
-    "product": (product.product(own, FLOAT32), own.threads, (x, bias, table, bias, sizes, y)),
+    "product": (product.product(own, FLOAT32), own.threads, (x, bias, table, bias, sizes, sums, y)),
 }
 asked = ctypes.c_long.in_dll(driver, "idle_asked")
 def words():
