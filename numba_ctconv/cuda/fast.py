@@ -38,6 +38,7 @@ from .tiles import Layer
 Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
 CALLS = 256  # of an operation, whose launches are kept
 ONE_PHASE = (0, 0)  # and its first tap
+OF_GRAPHS = "of graphs"  # what a layer keeps for graphs alone
 
 
 class Rows(NamedTuple):
@@ -134,10 +135,10 @@ def grad_weight(
     if call.add is None:
         launches.run(call.run, queue, grad_output, input, *call.table, arrays.batched(grad_weight))
         return
-    sums = producers.workspace(call.parts, grad_weight, queue)
-    launches.run(call.run, queue, grad_output, input, *call.table, sums)
     one_phase, no_bias = _table(ONE_PHASE, queue.device), arrays.nothing(grad_weight.dtype)
-    launches.run(call.add, queue, sums, one_phase, no_bias, arrays.transposed(grad_weight))
+    with producers.borrowed(call.parts, grad_weight, queue, None) as sums:
+        launches.run(call.run, queue, grad_output, input, *call.table, sums)
+        launches.run(call.add, queue, sums, one_phase, no_bias, arrays.transposed(grad_weight))
 
 
 @functools.lru_cache(maxsize=CALLS)
@@ -253,9 +254,10 @@ def _multiply(
         if own.add is None:
             launches.run(own.run, queue, source, panels, table, bias, arrays.nothing(own.parts.dtype, 4), target)
         else:
-            sums = producers.workspace(own.parts, target, queue)
-            launches.run(own.run, queue, source, panels, table, bias, sums, target)
-            launches.run(own.add, queue, sums, table, bias, target)
+            of_graphs = None if kept is None else kept.setdefault(OF_GRAPHS, [])
+            with producers.borrowed(own.parts, target, queue, of_graphs) as sums:
+                launches.run(own.run, queue, source, panels, table, bias, sums, target)
+                launches.run(own.add, queue, sums, table, bias, target)
 
 
 def _panels(call: Products, weight: Any, queue: Queue, kept: Kept | None) -> tuple[Any, ...]:
@@ -275,7 +277,7 @@ def _panels(call: Products, weight: Any, queue: Queue, kept: Kept | None) -> tup
     captured = captures.capturing(queue)
     own = Packed(_pack(call, weight, queue), None if captured else queues.mark(queue))
     if captured:
-        kept.setdefault("of graphs", []).append(own)
+        kept.setdefault(OF_GRAPHS, []).append(own)
     else:
         kept[call.key] = own
     return own.panels
