@@ -160,25 +160,33 @@ def load_weight(array, part, i, o, k, wanted):
 def load_parts(count):
     """A loader of an element of several parts: load_parts(array, part, i, o, k, wanted) -> tuple.
 
-    array[part + j, i, o, k], or 0 where that is not wanted or there are no more parts. The array's first element is
-    read in their place, so that nothing branches and all loads are under way at once.
+    array[part + j, i, o, k], or 0 where that is not wanted or there are no more parts. Nothing branches, so that all
+    loads are under way at once.
     """
 
     @intrinsic
     def emit(typingctx, array, part, i, o, k, wanted):
+        zero, kind, register = (
+            ("0d0000000000000000", "f64", "d") if array.dtype.bitwidth == 64 else ("0f00000000", "f32", "f")
+        )
+        code = f"{{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.{kind} $0, {zero}; @p ld.global.{kind} $0, [$1]; }}"
+
         def codegen(context, builder, signature, args):
             places = zip(args[1:5], signature.args[1:5], strict=True)
-            part_, *rest = (context.cast(builder, value, own, types.int64) for value, own in places)
+            at = [context.cast(builder, value, own, types.int64) for value, own in places]
             struct = context.make_array(array)(context, builder, value=args[0])
-            parts = cgutils.unpack_tuple(builder, struct.shape)[0]
-            zero = ir.Constant(context.get_value_type(array.dtype), None)
+            parts, step = (cgutils.unpack_tuple(builder, each)[0] for each in (struct.shape, struct.strides))
+            address = builder.ptrtoint(pointer(context, builder, array, args[0], *at), I64)
             values = []
             for j in range(count):
-                own = builder.add(part_, I64(j))
-                inside = builder.and_(bit(builder, args[5]), builder.icmp_signed("<", own, parts))
-                at = [builder.select(inside, index, I64(0)) for index in (own, *rest)]
-                loaded = builder.load(pointer(context, builder, array, args[0], *at))
-                values.append(builder.select(inside, loaded, zero))
+                inside = builder.icmp_signed("<", builder.add(at[0], I64(j)), parts)
+                own = builder.zext(builder.and_(bit(builder, args[5]), inside), I32)
+                operands = [builder.add(address, builder.mul(step, I64(j))), own]
+                values.append(
+                    assembly(
+                        builder, context.get_value_type(array.dtype), code, f"=&{register},l,r,~{{memory}}", operands
+                    )
+                )
             return cgutils.pack_array(builder, values)
 
         return types.UniTuple(array.dtype, count)(array, part, i, o, k, wanted), codegen

@@ -198,6 +198,19 @@ def test_tiled_kernels_stay_in_their_dtype_and_need_no_atomics(tiled):
             assert "fma.rn.f32" in code, name
 
 
+def test_loads_of_parts_are_under_way_together(tiled):
+    """None waits for a sum or a branch: parts lie far apart."""
+    _, codes = tiled
+    for name, code in codes.items():
+        if name.startswith("add_parts"):
+            loop = innermost_loop(code, "@p ld.global")
+            loads = [n for n, line in enumerate(loop) if "ld.global" in line]
+            sums = [n for n, line in enumerate(loop) if re.search(r"\badd\.(?:rn\.)?f(?:32|64)", line)]
+            assert len(loads) == len(sums) == 16
+            assert max(loads) < min(sums)
+            assert [n for n, line in enumerate(loop) if re.search(r"\bbra\b", line)] == [len(loop) - 1]
+
+
 def test_tensor_cores_take_rounded_operands(tiled):
     _, codes = tiled
     for name, code in codes.items():

@@ -153,13 +153,13 @@ def split(monkeypatch):
     """Have products split into parts of a few stages, or not: split(stages) -> the launches from then on."""
     launched = []
 
-    def run(prepared, *arguments):
+    def run(prepared, queue, *arguments):
         launched.append(prepared)
         if queues.SIMULATED and prepared.kernel is not parts.add_parts:
             for sums in arguments:
                 if sums.ndim == 4:
                     sums[...] = np.nan  # what nobody writes, shows
-        return started(prepared, *arguments)
+        return started(prepared, queue, *arguments)
 
     started = launches.run
     monkeypatch.setattr(launches, "run", run)
