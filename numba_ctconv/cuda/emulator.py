@@ -220,12 +220,13 @@ def store_weight(array: Any, part: Any, i: Any, o: Any, k: Any, value: Any, want
 def store_part(row_steps: tuple[int, ...], column_steps: tuple[int, ...]) -> Callable[..., None]:
     """As ptx.store_part."""
 
-    def store(array: Any, part: Any, row: Any, column: Any, rows: Any, columns: Any, sums: Any) -> None:
+    def store(
+        array: Any, part: Any, row: Any, rows: Any, items: Shared, places: Shared, first: Any, column: Any, sums: Any
+    ) -> None:
         steps = [(r, c) for r in row_steps for c in column_steps]
-        positions = array.shape[3]
         for value, (r, c) in zip(sums.T, steps, strict=True):
-            at = (part, row + r, (column + c) // positions, (column + c) % positions)
-            _store(array, at, value, (r < rows) & (c < columns))
+            item, place = items.read(column + c), places.read(column + c) - first
+            _store(array, (part, row + r, item, place), value, (r < rows) & (item >= 0))
 
     return store
 

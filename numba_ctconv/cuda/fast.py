@@ -2,9 +2,10 @@
 
 Which kernels serve a layer, and in which order they sum, is decided by the layer alone; whether a product is split, and
 a second kernel adds its partial sums, by the call. Every buffer comes from the pool of the library that the caller's
-arrays come from or, where it has none, from what the stream's last call gave back; packed weights that a layer keeps carry an event until it is
-reached, so that work on another stream waits for the packing, and the host for nothing. What a call launches follows
-from the forms of its arrays: it is worked out once, and kept for the latest of them.
+arrays come from or, where it has none, partial sums from what the stream's last call gave back; packed weights that a
+layer keeps carry an event until it is reached, so that work on another stream waits for the packing, and the host for
+nothing. What a call launches follows from the forms of its arrays: it is worked out once, and kept for the latest of
+them.
 """
 
 import functools

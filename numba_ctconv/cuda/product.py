@@ -125,13 +125,16 @@ def product(tile, arithmetic):
             load_dense(source, room, at + panel_room, sizes, stage, group, column_item, column_q, thread)
 
     @device
-    def end_block(total, partial, stage, parts, split, first_stage, row, column, rows_left, columns_left, thread):
-        """Add a partial sum up, or store it: from a row and a column of `parts` on, where rows and columns are left."""
+    def end_block(
+        total, partial, stage, parts, sizes, split, first_stage, group, first_row, column_item, column_q, thread
+    ):
+        """Add a partial sum up, or store it."""
         if split:
-            own_row, own_column = place(thread)
+            row, column = place(thread)
+            block, row = (first_stage + stage) // BLOCK_STAGES, first_row + row
             store_part(
-                parts, (first_stage + stage) // BLOCK_STAGES, row + own_row, column + own_column, rows_left - own_row,
-                columns_left - own_column, partial,
+                parts, block, group * sizes.rows + row, sizes.rows - row, column_item, column_q, sizes.q_first, column,
+                partial,
             )  # fmt: skip
         else:
             total = ptx.add(total, partial)
@@ -192,12 +195,8 @@ def product(tile, arithmetic):
         low = min(0, (sizes.taps - 1) * sizes.slope)
         first = (sizes.q_first + position) * sizes.step_in + sizes.origin + low
 
-        left = sizes.positions - position if sizes.spaced else (batch - item) * sizes.positions - position
         loaded = (source, panels, room, sizes, panel, first_stage, group, item, first, column_item, column_q, thread)
-        ended = (
-            parts, split, first_stage, group * sizes.rows + first_row, item * sizes.positions + position,
-            sizes.rows - first_row, left, thread,
-        )  # fmt: skip
+        ended = (parts, sizes, split, first_stage, group, first_row, column_item, column_q, thread)
         total = sums_of(stages, loaded, (room, sizes, offsets, thread), ended)
         if split:
             if direct:

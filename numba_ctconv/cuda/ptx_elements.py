@@ -246,32 +246,36 @@ def store_spaced(count):
 
 
 def store_part(row_steps, column_steps):
-    """A store of a tile's partial sums: store_part(array, part, row, column, rows, columns, sums).
+    """A store of a tile's partial sums: store_part(array, part, row, rows, items, places, first, column, sums).
 
-    array[part, row + r, column + c] = sum for the steps r < rows of the tile's rows, and c < columns of its columns.
-    The array is contiguous, and its last two dimensions are the columns.
+    array[part, row + r, items[column + c], places[column + c] - first] = sum for the steps r of the tile's rows below
+    `rows` and the steps c of its columns, but for those whose item is negative. Columns are looked up where they are
+    stored, so that no register holds any before.
     """
 
     @intrinsic
-    def emit(typingctx, array, part, row, column, rows, columns, sums):
+    def emit(typingctx, array, part, row, rows, items, places, first, column, sums):
         def codegen(context, builder, signature, args):
-            places = zip(args[1:6], signature.args[1:6], strict=True)
-            part_, row_, column_, rows_, columns_ = (
-                context.cast(builder, value, own, types.int64) for value, own in places
+            indices = [(args[n], signature.args[n]) for n in (1, 2, 3, 6, 7)]
+            part_, row_, rows_, first_, column_ = (
+                context.cast(builder, value, own, types.int64) for value, own in indices
             )
-            struct = context.make_array(array)(context, builder, value=args[0])
-            space = builder.mul(*cgutils.unpack_tuple(builder, struct.shape)[2:])
-            first = builder.gep(pointer(context, builder, array, args[0], part_, row_, I64(0), I64(0)), [column_])
-            values = cgutils.unpack_tuple(builder, args[6])
+            step = cgutils.unpack_tuple(builder, context.make_array(array)(context, builder, value=args[0]).strides)[1]
+            values = cgutils.unpack_tuple(builder, args[8])
             for n, c in enumerate(column_steps):
-                with builder.if_then(builder.icmp_signed("<", I64(c), columns_)):
+                own = builder.add(column_, I64(c))
+                item = builder.load(pointer(context, builder, items, args[4], own))
+                with builder.if_then(builder.icmp_signed(">=", item, I64(0))):
+                    place = builder.sub(builder.load(pointer(context, builder, places, args[5], own)), first_)
+                    top = pointer(context, builder, array, args[0], part_, row_, item, place)
+                    bytes_ = builder.bitcast(top, ir.IntType(8).as_pointer())
                     for m, r in enumerate(row_steps):
                         with builder.if_then(builder.icmp_signed("<", I64(r), rows_)):
-                            at = builder.gep(first, [builder.add(builder.mul(space, I64(r)), I64(c))])
-                            builder.store(values[m * len(column_steps) + n], at)
+                            at = builder.gep(bytes_, [builder.mul(step, I64(r))])
+                            builder.store(values[m * len(column_steps) + n], builder.bitcast(at, top.type))
             return context.get_dummy_value()
 
-        return types.void(array, part, row, column, rows, columns, sums), codegen
+        return types.void(array, part, row, rows, items, places, first, column, sums), codegen
 
     return emit
 
