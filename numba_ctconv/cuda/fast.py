@@ -58,13 +58,19 @@ class Packing(NamedTuple):
     panels: Form
 
 
+class Parts(NamedTuple):
+    """Partial sums that wait in memory, and the launch that adds them."""
+
+    sums: Form
+    add: Prepared  # on the sums, the table of phases, the bias and the target
+
+
 class Product(NamedTuple):
     """A product of a layer."""
 
     packing: Packing
     run: Prepared  # on the source, the panels, the table, the bias, the partial sums and the target
-    parts: Form  # of the partial sums; without elements where the product is not split
-    add: Prepared | None  # on the partial sums, the table, the bias and the target; None where it is not split
+    parts: Parts | None  # where it is split
 
 
 class Products(NamedTuple):
@@ -87,11 +93,7 @@ class WeightParts(NamedTuple):
 
     run: Prepared  # on grad_output, the input, the table if there is one, and the parts
     table: tuple[Any, ...]
-    parts: Form
-    add: (
-        Prepared | None
-    )  # on the parts, the one phase, no bias and the result as (C_out/groups, C_in, K), whose channels
-    # are then the parts' rows; None where the result is the only part
+    parts: Parts | None  # of (C_out/groups, C_in, K), whose channels are the sums' rows; None where the result is one
 
 
 def forward(
@@ -117,9 +119,7 @@ def grad_input(
     """The input gradient, one product."""
     if grad_input.size == 0:
         return
-    call = _grad_input(
-        grad_output.form, weight.form, grad_input.form, geometry, groups, arithmetic, queue.device
-    )  # fmt: skip
+    call = _grad_input(grad_output.form, weight.form, grad_input.form, geometry, groups, arithmetic, queue.device)
     if isinstance(call, Rows):
         launches.run(call.run, queue, grad_output, weight, grad_input)
     else:
@@ -131,16 +131,14 @@ def grad_weight(
     grad_weight: Any,
 ) -> None:  # fmt: skip
     """The weight gradient, in parts that are added up where one would not fill the GPU."""
-    call = _grad_weight(
-        grad_output.form, input.form, grad_weight.form, geometry, groups, arithmetic, queue.device
-    )  # fmt: skip
-    if call.add is None:
+    call = _grad_weight(grad_output.form, input.form, grad_weight.form, geometry, groups, arithmetic, queue.device)
+    if call.parts is None:
         launches.run(call.run, queue, grad_output, input, *call.table, arrays.batched(grad_weight))
         return
     one_phase, no_bias = _table(ONE_PHASE, queue.device), arrays.nothing(grad_weight.dtype)
-    with producers.borrowed(call.parts, grad_weight, queue, None) as sums:
+    with producers.borrowed(call.parts.sums, grad_weight, queue, None) as sums:
         launches.run(call.run, queue, grad_output, input, *call.table, sums)
-        launches.run(call.add, queue, sums, one_phase, no_bias, arrays.transposed(grad_weight))
+        launches.run(call.parts.add, queue, sums, one_phase, no_bias, arrays.transposed(grad_weight))
 
 
 @functools.lru_cache(maxsize=CALLS)
@@ -227,14 +225,13 @@ def _grad_weight(
         configuration = Configuration(count * groups * sizes.row_tiles * sizes.column_tiles, tile.threads)
         kernel = weight_product.weight_product(tile, arithmetic)
     if count == 1 and direct:
-        target = arrays.form_of(grad_weight.dtype, (1, *shape), (0, *grad_weight.strides))
-        add = None
+        target, own = arrays.form_of(grad_weight.dtype, (1, *shape), (0, *grad_weight.strides)), None
     else:
         target = arrays.contiguous_form(arithmetic.word, (count, *shape))
         bias, one_phase = arrays.nothing(grad_weight.dtype).form, _table(ONE_PHASE, device).form
-        add = _adding(target, one_phase, bias, (1, 1, 0), arrays.swapped(grad_weight), device)
+        own = _parts(target, one_phase, bias, (1, 1, 0), arrays.swapped(grad_weight), device)
     operands = (grad_output, input, *(each.form for each in table), sizes, target)
-    return WeightParts(launches.prepare(kernel, configuration, device, *operands), table, target, add)
+    return WeightParts(launches.prepare(kernel, configuration, device, *operands), table, own)
 
 
 def _is_depthwise(weight: Form, groups: int) -> bool:
@@ -253,13 +250,13 @@ def _multiply(
     """Queue the products of an operation."""
     for own, panels in zip(call.each, _panels(call, weight, queue, kept), strict=True):
         table = own.packing.table
-        if own.add is None:
-            launches.run(own.run, queue, source, panels, table, bias, arrays.nothing(own.parts.dtype, 4), target)
+        if own.parts is None:
+            launches.run(own.run, queue, source, panels, table, bias, arrays.nothing(panels.dtype, 4), target)
         else:
             of_graphs = None if kept is None else kept.setdefault(OF_GRAPHS, [])
-            with producers.borrowed(own.parts, target, queue, of_graphs) as sums:
+            with producers.borrowed(own.parts.sums, target, queue, of_graphs) as sums:
                 launches.run(own.run, queue, source, panels, table, bias, sums, target)
-                launches.run(own.add, queue, sums, table, bias, target)
+                launches.run(own.parts.add, queue, sums, table, bias, target)
 
 
 def _panels(call: Products, weight: Any, queue: Queue, kept: Kept | None) -> tuple[Any, ...]:
@@ -326,18 +323,17 @@ def _product(
     arguments = (source, packing.panels, table, bias, sizes, sums, target)
     for kernel in kernels.values():  # no later length is to wait for a compiler
         launches.compile_for(kernel, arguments, device)
-    add = _adding(sums, table, bias, tiles.parts_place(sizes), target, device)
     configuration = Configuration(tiles.blocks_of(sizes, tile, batch), tile.threads)
     run = launches.prepare(kernels[tile.columns], configuration, device, *arguments)
-    return Product(packing, run, sums, add if sums.size else None)
+    return Product(packing, run, _parts(sums, table, bias, tiles.parts_place(sizes), target, device))
 
 
-def _adding(sums: Form, table: Form, bias: Form, place: tuple[int, int, int], target: Form, device: int) -> Prepared:
-    """The launch that adds partial sums up, compiled even where there are none; `place` is as parts.py says."""
+def _parts(sums: Form, table: Form, bias: Form, place: tuple[int, int, int], target: Form, device: int) -> Parts | None:
+    """Partial sums, if there are any; what adds them is compiled in any case. `place` is as parts.py says."""
     arguments = (sums, table, bias, *place, target)
     launches.compile_for(parts.add_parts, arguments, device)
     configuration = Configuration(-(-math.prod(sums.shape[1:]) // parts.THREADS), parts.THREADS)
-    return launches.prepare(parts.add_parts, configuration, device, *arguments)
+    return Parts(sums, launches.prepare(parts.add_parts, configuration, device, *arguments)) if sums.size else None
 
 
 @functools.cache
