@@ -30,6 +30,7 @@ from numba_ctconv.cuda import (
     multiply,
     packing,
     parts,
+    product,
     queues,
     simt,
     tile,
@@ -217,6 +218,35 @@ def test_inf_in_a_weight_means_the_same_to_all_parts(split, dtype, precision):
         launched = split(stages)
         same_bits([forward(problem, operands, **options), backward(problem, operands, **options)[0]], whole)
         assert adding(launched) >= 2
+
+
+@emulated
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_all_parts_of_a_tile_take_the_same_way(split, monkeypatch):
+    """Tensor cores may add in another order than the sums that leave absent samples out, and do so here."""
+
+    def products_first(name):
+        multiply_add = in_turn(name)
+        return lambda sums, *operands: sums + multiply_add(np.zeros_like(sums), *operands)
+
+    in_turn = simt.tensor.multiply_add
+    monkeypatch.setattr(simt.tensor, "multiply_add", products_first)
+    kept = (fast._kernels, product.product)
+    try:
+        for each in kept:
+            each.cache_clear()
+        problem = Problem("one_way", 1, 200, 20, 3, 4, stride=2)
+        operands = normal(problem, np.float32)
+        split(None)
+        finite = forward(problem, operands, precision="tf32")
+        operands.weight[199, 3, 1] = np.inf  # of the last stage
+        whole = forward(problem, operands, precision="tf32")
+        assert not np.array_equal(whole[:, 4:], finite[:, 4:])
+        split(1)
+        same_bits([forward(problem, operands, precision="tf32")], [whole])
+    finally:
+        for each in kept:
+            each.cache_clear()
 
 
 def test_few_tiles_are_split_by_themselves(split):
