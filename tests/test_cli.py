@@ -350,6 +350,20 @@ def test_verify_goes_on_after_a_kernel_that_fails(monkeypatch, capsys):
     assert f"cpu: {calls} calls, {calls // 2} WRONG" in out
 
 
+# --- accuracy ---------------------------------------------------------------------------------------------------------
+
+
+def test_accuracy_refuses_rows_that_do_not_exist(capsys):
+    assert "no row matches 'nothing'" in refused(["accuracy", "nothing"], capsys)
+
+
+def test_accuracy_needs_what_emulates(monkeypatch, capsys):
+    monkeypatch.setattr(commands, "find_gpu", lambda: "no driver")
+    monkeypatch.setattr(numba.config, "ENABLE_CUDASIM", 1)
+    monkeypatch.setitem(sys.modules, "numba_ctconv.cuda", None)  # as if it could not be imported
+    assert "import of numba_ctconv.cuda halted" in refused(["accuracy", "mimi/upsample"], capsys)
+
+
 # --- info -------------------------------------------------------------------------------------------------------------
 
 
@@ -396,7 +410,7 @@ def test_python_m_runs_the_same():
     assert done.stdout == f"numba-ctconv {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["bench"], ["report"], ["verify"], ["info"]])
+@pytest.mark.parametrize("command", [[], ["bench"], ["report"], ["verify"], ["accuracy"], ["info"]])
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         main([*command, "--help"])

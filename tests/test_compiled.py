@@ -26,7 +26,8 @@ PACKED = {
 def serial_assembly(kernel, dtype):
     """The code of a kernel compiled without threads, which Numba shows in one piece."""
     options = {"nogil": True, "error_model": "numpy", "fastmath": compilation.EXACT}
-    compiled = numba.njit(kernel.signature(np.dtype(dtype)), **options)(kernel.function)
+    signature = compilation.signature_of(kernel.arguments, np.dtype(dtype), {})
+    compiled = numba.njit(signature, **options)(kernel.function)
     return compiled.inspect_asm(compiled.signatures[0])
 
 

@@ -113,16 +113,18 @@ def test_moves_interleave_and_lay_out(dtype, rows, phases):
     [(2, 4, 2), (4, 2, 2), (6, 1, 2), (5, 1, 3), (8, 1, 2), (3, 3, 1), (7, 1, 1), (3, 1, 1)],
 )
 def test_moves_pack_whole_channels(dtype, run, channels, taps):
+    """Of three tiles, between whose panels nothing is written."""
     size, rows = np.dtype(dtype).itemsize, run * channels
-    source = np.random.default_rng(0).standard_normal((5, rows * taps + 7)).astype(dtype)
-    packed = np.full((6, taps, rows), np.nan, dtype)
+    source = np.random.default_rng(0).standard_normal((5, 3 * rows * taps + 7)).astype(dtype)
+    packed = np.full((3, 6, taps, rows), np.nan, dtype)
     move = moves.moves.pack_whole(size, run, channels, taps)
-    call(move, source.ctypes.data, rows * taps + 7, 5, 0, 0, taps, packed.ctypes.data)
-    own = source[:, : rows * taps].reshape(5, channels, taps, run)
-    np.testing.assert_array_equal(packed[:5], own.transpose(0, 2, 1, 3).reshape(5, taps, rows))
-    assert np.isnan(packed[5]).all()
-    call(move, source.ctypes.data, 0, 0, 0, 0, taps, packed[5].ctypes.data)
-    assert np.isnan(packed[5]).all()
+    step = packed.strides[0] // size
+    call(move, source.ctypes.data, source.shape[1], 5, rows * taps, 3, step, packed.ctypes.data)
+    own = source[:, : 3 * rows * taps].reshape(5, 3, channels, taps, run)
+    np.testing.assert_array_equal(packed[:, :5], own.transpose(1, 0, 3, 2, 4).reshape(3, 5, taps, rows))
+    assert np.isnan(packed[:, 5]).all()
+    call(move, source.ctypes.data, 0, 0, 0, 3, step, packed[0, 5].ctypes.data)
+    assert np.isnan(packed[:, 5]).all()
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -588,10 +590,12 @@ def test_a_weight_that_is_not_finite_is_found_while_panels_are_made(place, value
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("stride", "dilation", "padding"), [(3, 1, (0, 0)), (2, 1, (150, 40)), (1, 2, (0, 700))])
-@pytest.mark.parametrize("length", [1, 13, 40])
+@pytest.mark.parametrize(("stride", "dilation", "padding"), [
+    (3, 1, (0, 0)), (2, 1, (150, 40)), (1, 2, (0, 700)), (1, 1, (600, 700)),
+])  # fmt: skip
+@pytest.mark.parametrize("length", [1, 13, 40, 150])
 def test_taps_that_reach_far_beyond_an_input(dtype, stride, dilation, padding, length):
-    """Most blocks of terms meet no sample in a tile's columns and are passed over, which changes no bit."""
+    """Most terms meet no sample in a tile's columns and are left out, which changes no bit."""
     rng = np.random.default_rng(1)
     w, b = rng.integers(-4, 5, (7, 5, 1337)).astype(dtype), rng.integers(-4, 5, 5).astype(dtype)
     x = rng.integers(-4, 5, (2, 7, length)).astype(dtype)
@@ -600,6 +604,11 @@ def test_taps_that_reach_far_beyond_an_input(dtype, stride, dilation, padding, l
         nc.conv_transpose1d(x, w, b, padding=padding, **parameters),
         reference.conv_transpose1d(x, w, b, padding=padding, **parameters),
     )
+    parameters["padding"] = padding
+    dy = rng.integers(-4, 5, nc.conv_transpose1d(x, w, **parameters).shape).astype(dtype)
+    own = nc.conv_transpose1d_backward(dy, x, w, needs=("input",), algorithm="tiled", **parameters).input
+    np.testing.assert_array_equal(own, reference.conv_transpose1d_backward(dy, x, w, **parameters)[0])
+    del parameters["padding"]
     w, x = (rng.standard_normal(a.shape).astype(dtype) for a in (w, x))
     longer = np.concatenate([x, rng.standard_normal((2, 7, 1500)).astype(dtype)], axis=2)
     short, whole = (nc.conv_transpose1d(a, w, b, **parameters) for a in (x, longer))

@@ -1,4 +1,4 @@
-"""What the commands do (bench, report, verify, info, warmup), from parsed options to printed lines and exit status.
+"""What the commands (bench, report, verify, accuracy, info, warmup) do: from options to printed lines and exit status.
 
 Called by cli, which owns the options. Tables and verdicts go to stdout, progress and complaints to stderr.
 """
@@ -14,10 +14,12 @@ import time
 from collections.abc import Sequence
 from typing import IO
 
+import numba
 import numpy as np
 
 from ..cpu.disk import cache_folder
 from ..warmup import DTYPES, PASSES, Sizes, run
+from . import accuracy as costs
 from . import machine, measure, on_cpu, on_gpu, peers, report, results, sanitizer, verification
 from .device import Device, Gpu, find_gpu
 from .progress import Progress
@@ -169,6 +171,28 @@ def _sanitized(progress: Progress) -> int:
         print(f"{mark}cuda, {tool}: {verdict.text} ({time.monotonic() - start:.1f} s)", flush=True)
         found += verdict.wrong
     return found
+
+
+def accuracy(options: argparse.Namespace, progress: Progress) -> int:
+    """Show what the number formats of a GPU cost in accuracy; where there is none, by emulation."""
+    try:
+        problems = costs.chosen(options.rows)
+    except LookupError as reason:
+        raise OptionError(str(reason)) from None
+    gpu = find_gpu()
+    if not isinstance(gpu, Gpu) and not numba.config.ENABLE_CUDASIM:
+        print(f"no GPU that can be used: {gpu}", flush=True)
+        return costs.emulate(options.rows)
+    print(f"measured on {gpu.name}" if isinstance(gpu, Gpu) else "emulated: no GPU computed this")
+    table = report.Table(costs.COLUMNS, sys.stdout)
+    try:
+        for record in costs.measure(problems, progress):
+            progress.clear()
+            table.add(record)
+    except ImportError as reason:
+        raise OptionError(str(reason)) from None
+    print(costs.MEANING)
+    return 0
 
 
 def warmup(options: argparse.Namespace, progress: Progress) -> int:

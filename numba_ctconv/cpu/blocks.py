@@ -11,17 +11,21 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Geometry
-from . import microkernels, target, tiled
+from . import column_tiles, target, tiled
 from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
+from .tile_sums import few_of, few_stored
 
-PANELS_BYTES = 512 * 1024  # that are made right before they are used, in the second-level cache
-BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefetchers follow
+PANELS_BYTES = 2 * 1024 * 1024  # that are made right before they are used: many, so that weights are read far
+TOTALS_BYTES = 512 * 1024  # of sums that wait while panels of other channels are made
+BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefetchers follow,
+MADE_GROUPS = 8  # and groups of tiles whose panels are made of them at once, so that they are read far
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
 LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
-FAR = 2  # times what a tile meets of an item, from which blocks of terms that meet none are passed over
+FAR = 2  # times what a tile meets of an item, from which the terms that meet nothing are looked for
+NARROW = 2  # times a full tile's columns, up to which an item meets fewer terms in vain in a vector than in all of them
 BLOCK_COST = 6  # columns that are multiplied out in the time that a block's panels take to come
 COPY_COST = 12  # rows of the product that a sample meets in the time in which it is copied for another tap
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
@@ -58,12 +62,11 @@ def forward_calls(
     families: Families, geometry: Geometry, groups: int, shape: tuple[int, ...], strides: tuple[int, ...], packed: bool
 ) -> tuple[Call, ...]:
     """What a forward pass takes, for each family of phases; its panels are there if they are `packed`."""
-    step, crop = geometry.plan.stride, geometry.crops.left
-    first = crop // step
-    positions = (crop + geometry.output_length - 1) // step - first + 1
-    long = is_long(families, geometry, shape)
-    problem = Problem(groups, shape, strides, long, packed, 0, crop, first, positions)
-    return tuple(call_of(own, problem) for own in families)
+    crop, long = geometry.crops.left, is_long(families, geometry, shape)
+    return tuple(
+        call_of(own, Problem(groups, shape, strides, long, packed, 0, crop, *positions_of(own.layout, geometry)))
+        for own in families
+    )
 
 
 @functools.lru_cache(maxsize=128)
@@ -74,6 +77,14 @@ def grad_input_calls(
     crop, length, long = geometry.crops.left, geometry.input_length, is_long(families, geometry, shape)
     problem = Problem(groups, shape, strides, long, packed, crop, 0, 0, length)
     return tuple(call_of(own, problem) for own in families)
+
+
+def positions_of(layout: Layout, geometry: Geometry) -> tuple[int, int]:
+    """The first position of which a phase of the family lies in the output, and how many there are; at least one."""
+    step, crop = geometry.plan.stride, geometry.crops.left
+    first = -((int(layout.phases[-1]) - crop) // step)
+    last = (crop + geometry.output_length - 1 - int(layout.phases[0])) // step
+    return first, max(last - first + 1, 1)
 
 
 def is_long(families: Families, geometry: Geometry, shape: tuple[int, ...]) -> bool:
@@ -90,18 +101,16 @@ def call_of(family: Family, problem: Problem) -> Call:
     tile_size = own.rows * own.vectors * own.lanes
     tall_size = own.rows * sizes.tall_tiles * own.lanes
     tiles_size = sizes.few_tiles * sizes.start_size
-    staged = max(max(tile_size, tall_size) // own.tile_phases * own.slots, tiles_size * microkernels.COLUMNS[-1])
+    staged = max(max(tile_size, tall_size) // own.tile_phases * own.slots, tiles_size * column_tiles.COLUMNS[-1])
     sums_size = max(tile_size, tall_size, sizes.row_sums)
     starts = max(tiles_size, own.rows * sizes.tall_tiles)
     line = target.CACHE_LINE // own.itemsize
     strips = -(-sizes.width // sizes.strip)
     slab_size = strips * own.slab_rows * sizes.pitch + sizes.few_columns
-    together, terms = max(own.few_tiles, own.tall_tiles), sizes.block_channels * own.taps
-    totals_size, made_tiles = 0, sizes.together
+    totals_size = 0
     if sizes.block_channels > 0:
-        totals_size = -(-own.row_tiles // together) * together * own.most_sums
-        made_tiles = together
-    made_size = made_tiles * (terms or len(own.term_rows)) * own.rows
+        totals_size = -(-own.row_tiles // sizes.together) * sizes.together * own.most_sums
+    made_size = sizes.together * (sizes.block_channels * own.taps or len(own.term_rows)) * own.rows
     made_size += own.beyond + line if made_size > 0 else 0
     own_size = slab_size + totals_size + 2 * line + sums_size + staged + starts  # to begin at one, and where panels lie
     dtype = np.dtype(f"f{own.itemsize}")
@@ -171,30 +180,35 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     even = -(-min(width, columns) // (layout.lanes * tiles)) * layout.lanes
     strip = min(even if layout.strip == full else layout.strip, width)
     pitch = layout.lead + strip + layout.tail
-    alone = columns == layout.lanes + 1 <= microkernels.COLUMNS[-1]  # in a tile of few, too
-    if alone or columns <= layout.few_columns:  # rows so short that many share a cache line
-        pitch = layout.lead + min(count for count in microkernels.COLUMNS if count >= columns) + layout.tail
+    if few_of.py_func(columns, layout) == columns:  # rows so short that many share a cache line
+        pitch = layout.lead + few_stored.py_func(columns) + layout.tail
     short = columns <= min(strip, layout.lanes + min(layout.few_columns, layout.lanes - 1))  # one vector and a few
-    together, block_channels = 0, 0
-    if not packed and short and layout.takes_blocks:
-        block_channels = BLOCK_CHANNELS if BLOCK_CHANNELS * layout.taps % BLOCK == 0 else 2 * BLOCK_CHANNELS
-        if row_tiles * layout.most_sums * itemsize > PANELS_BYTES:
-            block_channels = 0
-    if not packed and block_channels == 0 and blocks <= MOST_BLOCKS_REMADE:
-        together = tiles_together(layout)
-    far = layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full)
-    if far:
-        row_sums = full * layout.rows
+    group_tiles = max(layout.few_tiles, layout.tall_tiles)
+    together, block_channels = (0, 0) if packed else made_at_once(layout, group_tiles, blocks, short)
+    far_columns = 0
+    if layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full):
+        far_columns = full if length > NARROW * full else layout.lanes
+        row_sums = far_columns * layout.rows
     return Sizes._make(
-        (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns, int(in_place),
-         row_sums, int(far), together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
+        (*layout.fixed, group_tiles, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns,
+         int(in_place), row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 
-def tiles_together(layout: Layout) -> int:
-    """Tiles whose panels are made and used while they are in a cache; 0 where not even two fit."""
+def made_at_once(layout: Layout, group_tiles: int, blocks: int, short: bool) -> tuple[int, int]:
+    """Tiles whose panels are made and used while they are in a cache, and of how many channels.
+
+    Of no tiles where all panels are better made first, and of 0 channels where they are whole. `short` are so few
+    columns that all tiles' sums of them may wait while a few channels' panels are made.
+    """
+    if short and layout.takes_blocks and layout.row_tiles * layout.most_sums * layout.itemsize <= TOTALS_BYTES:
+        whole_blocks = BLOCK_CHANNELS * layout.taps % BLOCK == 0
+        channels = BLOCK_CHANNELS if whole_blocks else 2 * BLOCK_CHANNELS
+        return min(-(-layout.row_tiles // group_tiles), MADE_GROUPS) * group_tiles, channels
+    if blocks > MOST_BLOCKS_REMADE:
+        return 0, 0
     panel_bytes = max(1, len(layout.term_rows) * layout.rows * layout.itemsize)
-    return min(PANELS_BYTES // panel_bytes // 2 * 2, MOST_TOGETHER)
+    return min(PANELS_BYTES // panel_bytes // 2 * 2, MOST_TOGETHER), 0
 
 
 def columns_between_items(layout: Layout, length: int, crop_in: int, q_first: int, positions: int) -> int:
@@ -218,8 +232,6 @@ def reads_in_place(layout: Layout, strides: tuple[int, ...]) -> bool:
     place in the second-level cache.
     """
     _, pitch, step = strides
-    if layout.step_in != 1 or not layout.every_plane or step != layout.itemsize or pitch % step != 0 or pitch <= 0:
-        return False
-    if layout.worth_copying:
+    if not layout.serves_as_it_is or step != layout.itemsize or pitch % step != 0 or pitch <= 0:
         return False
     return layout.slab_rows * math.gcd(pitch, CACHE_PERIOD) <= CACHE_WAYS * CACHE_PERIOD

@@ -94,15 +94,11 @@ class Kernel:
         else:
             serial(*values)
 
-    def signature(self, dtype: np.dtype[Any]) -> Any:
-        """The one signature for a dtype."""
-        return signature_of(self.arguments, dtype, {})
-
     def compile(self, dtype: np.dtype[Any]) -> tuple[Any, Any]:
         """Both forms for a dtype, made together, so that a forked child has the serial one too."""
         with compiling:
             if dtype not in self.compiled:
-                signature = self.signature(dtype)
+                signature = signature_of(self.arguments, dtype, {})
                 serial = self._form("serial", signature, parallel=False)
                 self.compiled[dtype] = serial, self._form("parallel", signature, parallel=PRANGE)
             return self.compiled[dtype]

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan, families
-from . import microkernels, target
+from . import column_tiles, target
 
 LEAST_FAR_BLOCKS = 4  # of a channel's terms
 BLOCK = 32  # terms of a partial sum: torch's accuracy at 3 % of the time, where 64 has one and a half times its error
@@ -45,6 +45,7 @@ class Sizes(NamedTuple):
     tile_channels: int  # of a tile, whole or in part
     few_tiles: int  # that a tile of few columns computes at once
     tall_tiles: int  # and those of one vector that are
+    group_tiles: int  # that are computed one after the other, of few columns or a vector of them together
     groups: int
     row_channels: int  # of a group of the output
     strip: int  # columns of a block whose rows lie together in a slab
@@ -58,7 +59,7 @@ class Sizes(NamedTuple):
     item_columns: int  # from an item's first position to the next one's
     in_place: int  # whether blocks inside an item are read where they are
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
-    far_reaching: int  # whether most blocks of terms meet no sample in the columns of a tile
+    far_columns: int  # of a tile, where most terms meet no sample in so few; 0 where most do
     together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
     block_channels: int  # of whose terms panels are made at a time, and all tiles met; 0 where panels are whole
     slab_size: int  # of a worker, in elements
@@ -91,7 +92,10 @@ class PanelSizes(NamedTuple):
     store_columns: int  # and of what stores a staged tile
     tile_row: int  # address of the rows of tiles, for many rows that are read in place; or 0
     tall_tile: int  # and of several tiles of one vector; or 0
-    tile_count: int  # lengths of the lists: addresses of the tiles of 1, 2, .. vectors and of that of few columns,
+    few_tile: int  # and of that of few columns
+    far_tile: int  # and of what sums up one block of terms of a tile of one vector,
+    sum_far: int  # and of what computes tiles by it, where taps reach far; or 0
+    tile_count: int  # lengths of the lists: addresses of the tiles of 1, 2, .. vectors,
     terms: int  # term_rows and term_starts,
     plane_count: int  # planes,
     phase_count: int  # and phases and first_taps
@@ -146,7 +150,7 @@ class Layout:
     @property
     def beyond(self) -> int:
         """Elements after the last panel that a tile of few columns loads."""
-        return microkernels.panel_width(self.rows) - self.rows
+        return column_tiles.panel_width(self.rows) - self.rows
 
     @property
     def takes_blocks(self) -> bool:
@@ -156,7 +160,7 @@ class Layout:
     @property
     def most_sums(self) -> int:
         """Elements of the sums of a tile in a vector and a few columns."""
-        return self.rows * self.lanes + microkernels.panel_width(self.rows) * microkernels.COLUMNS[-1]
+        return self.rows * self.lanes + column_tiles.panel_width(self.rows) * column_tiles.COLUMNS[-1]
 
     @property
     def reaches_far(self) -> bool:
@@ -176,13 +180,17 @@ class Layout:
         return self.row_tiles * usual_rows() * self.taps > MOST_IN_PLACE
 
     @property
+    def serves_as_it_is(self) -> bool:
+        """Whether tiles may as well read the source where it is, if its rows are contiguous."""
+        return self.step_in == 1 and self.every_plane and not self.worth_copying
+
+    @property
     def many_streams(self) -> bool:
         """Whether rows that are read in place are too many to be read side by side.
 
         Then all tiles of a block sum up a block of terms before any sums up the next.
         """
-        in_place = self.step_in == 1 and self.every_plane and not self.worth_copying
-        return in_place and self.slab_rows > MOST_STREAMS and self.taps > 0
+        return self.serves_as_it_is and self.slab_rows > MOST_STREAMS and self.taps > 0
 
 
 @functools.lru_cache(maxsize=64)
@@ -274,8 +282,8 @@ def _slab_layout(*, channels: int, row_channels: int, itemsize: int, planes: Any
     if -(-width // strip) * (lead + strip + tail) * slab_rows * itemsize > LARGEST_SLAB_BYTES:
         return None
     few = few_columns(lanes, tile_rows)
-    start_size = microkernels.panel_width(tile_rows)
-    few_tiles, tall = microkernels.few_tiles(lanes, tile_rows), tall_tiles(tile_rows)
+    start_size = column_tiles.panel_width(tile_rows)
+    few_tiles, tall = column_tiles.few_tiles(lanes, tile_rows), tall_tiles(tile_rows)
     return Layout(
         fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size,
                tile_rows // tile_phases, few_tiles, tall),
@@ -326,8 +334,8 @@ def strip_columns(full: int, reach: int) -> int:
 
 def few_columns(lanes: int, rows: int) -> int:
     """Columns up to which lanes over the rows of a tile are better filled than lanes over time."""
-    fitting = [count for count in microkernels.COLUMNS if microkernels.fit_together(lanes, rows, count)]
-    return min(rows + 1, max(fitting, default=microkernels.COLUMNS[0]))
+    fitting = [count for count in column_tiles.COLUMNS if column_tiles.fit_together(lanes, rows, count)]
+    return min(rows + 1, max(fitting, default=column_tiles.COLUMNS[0]))
 
 
 def tall_tiles(rows: int) -> int:

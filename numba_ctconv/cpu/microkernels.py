@@ -6,28 +6,24 @@ A tile computes rows × (vectors · lanes) outputs of a product with shifted row
 
 with the partial sums of a block of terms in registers, and adds the blocks up in order, in memory that stays in the
 first-level cache. So an element is summed in one order that neither the width of a vector nor the place of the tile
-changes: lanes run over c, terms over r. Where columns are few, a tile of another kind has its lanes run over m; it sums
-in the same order.
+changes: lanes run over c, terms over r. Where columns are few, a tile of another kind (column_tiles.py) has its lanes
+run over m; it sums in the same order.
 
 It stores with neighbouring rows interleaved: rows m = channel·phases + p, columns c = q, so that the target of a
 channel holds q·slots + p in order; where slots are more than phases, the others are left as they were. Everything is
 passed as an address or an integer, which keeps one C signature.
 """
 
-import functools
 from typing import Any, NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
 from ..forks import compiling
-from . import target
 from .emitter import I64, Emitter, c_function
 from .target import CACHE_LINE
 
-COLUMNS = (2, 3, 5, 9)  # that a tile of few columns may have: what chunks of 1, 2, 4 and 8 samples reach
 PANEL_AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
 # panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
 SIGNATURE = types.void(*[types.int64] * 9)
@@ -203,102 +199,6 @@ class Tile(Emitter):
         return self.element_at(sums, I64((m * self.shape.vectors + v) * self.shape.lanes))
 
 
-@intrinsic(prefer_literal=True)
-def column_tile(typingctx, double, lanes, rows, panels, slab, offsets, terms, block, start, _, out, columns):
-    """Emit the tile of few columns, of a few panels at once, which lie at the addresses that lie at `panels`.
-
-    It starts from start[tile·width + m], or where `start` is 0 from what is there, and stores
-    out[(c·tiles + tile)·width + m], not interleaved, where `width` is that of panel_width and `tiles` are few_tiles;
-    what is read beyond the rows is of no consequence.
-    """
-
-    def codegen(context, builder, signature, args):
-        emit = ColumnTile(builder, double.literal_value, lanes.literal_value, rows.literal_value)
-        panels, *operands, columns = args[3:]
-        panels = emit.given(panels, emit.tiles)
-        for fewer, count in zip((0, *COLUMNS), COLUMNS, strict=False):
-            own = builder.icmp_signed(">", columns, I64(fewer)), builder.icmp_signed("<=", columns, I64(count))
-            with builder.if_then(builder.and_(*own)):
-                emit.write(count, panels, *operands)
-        return context.get_dummy_value()
-
-    return types.void(double, lanes, rows, *[types.int64] * 9), codegen
-
-
-def panel_width(rows: int) -> int:
-    """Elements of a vector that holds the rows of a panel."""
-    return 1 << (rows - 1).bit_length()
-
-
-def few_tiles(lanes: int, rows: int) -> int:
-    """Panels that a tile of few columns takes at once: two vectors of them, of which each may hold two."""
-    return 4 if 2 * panel_width(rows) <= lanes else 2
-
-
-def fit_together(lanes: int, rows: int, count: int) -> bool:
-    """Whether the sums of both vectors of a tile of so many columns fit the registers, beside those and a sample."""
-    registers = -(-few_tiles(lanes, rows) // ColumnTile.vectors * panel_width(rows) // lanes)  # of one vector
-    return ColumnTile.vectors * registers * (count + 1) + 1 <= target.vector_registers()
-
-
-class ColumnTile(Emitter):
-    """Writes the code of a tile of few columns.
-
-    Its sums are so few that they would wait for each other, and each sample is loaded for all of them: so it takes
-    several panels side by side. Where a vector has room for a column of two, it holds both.
-    """
-
-    vectors = 2  # of a column
-
-    def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
-        self.rows, self.width, self.tiles = rows, panel_width(rows), few_tiles(lanes, rows)
-        self.together = [count for count in COLUMNS if fit_together(lanes, rows, count)]
-        super().__init__(builder, double, self.tiles // self.vectors * self.width)
-
-    def write(self, count, panels, slab, offsets, terms, block, start, _, out):
-        builder = self.builder
-        cells = [(t, c) for t in range(self.vectors) for c in range(count)]
-        places = {(t, c): self.element_at(out, I64((c * self.vectors + t) * self.lanes)) for t, c in cells}
-        with builder.if_then(builder.icmp_signed("!=", start, I64(0))):
-            for (t, _), place in places.items():
-                self.store(builder.fneg(self.load(self.element_at(start, I64(t * self.lanes)))), place)
-        step = self.vectors if count in self.together else 1  # else one vector's after the other's
-        joined = self.tiles // self.vectors
-        for first in range(0, self.vectors, step):
-            own_panels = panels[first * joined : (first + step) * joined]
-            own_places = {cell: place for cell, place in places.items() if first <= cell[0] < first + step}
-            self.add(count, own_panels, slab, offsets, terms, block, own_places)
-
-    def add(self, count, panels, slab, offsets, terms, block, places):
-        """Add what some panels contribute, a block of terms after the other, to what lies at places: of (t, c)."""
-        builder, joined = self.builder, self.tiles // self.vectors
-        with self.loop(terms, block) as blocks:
-            own_terms = builder.sub(blocks.end, blocks.index)
-            with self.loop(own_terms, I64(1), [self.zero()] * len(places)) as own:
-                r = builder.add(blocks.index, own.index)
-                weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
-                for address in self.every_second(weights, self.rows, r):
-                    self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
-                w = [self.joined(*weights[t : t + joined]) for t in range(0, len(panels), joined)]
-                at = self.element_at(slab, self.index_at(offsets, r))
-                sums = dict(zip(places, own.values, strict=True))
-                for c in range(count):  # in turn, else LLVM would hold all of a term's samples and spill a sum
-                    sample = self.broadcast_at(at, c)
-                    for weight, cell in zip(w, [cell for cell in places if cell[1] == c], strict=True):
-                        sums[cell] = builder.call(self.fma, [weight, sample, sums[cell]])
-                own.keep(list(sums.values()))
-            for place, partial in zip(places.values(), own.values, strict=True):
-                self.store(builder.fadd(self.load(place), partial), place)
-
-    def joined(self, *addresses):
-        """What lies at an address or, in the halves of a vector, at two."""
-        if len(addresses) == 1:
-            return self.load(*addresses)
-        kind = ir.VectorType(self.element, self.width).as_pointer()
-        halves = [self.builder.load(self.builder.inttoptr(at, kind), align=self.size) for at in addresses]
-        return self.permuted(*halves, list(range(self.lanes)))
-
-
 class CompiledTiles:
     """The C functions of tiles, compiled on first use and kept on disk."""
 
@@ -308,7 +208,7 @@ class CompiledTiles:
     def __call__(
         self, itemsize: int, lanes: int, rows: int, vectors: int, phases: int, slots: int, *, adds: bool = False
     ) -> Any:
-        """Addresses, int64, of the tiles of 1 to `vectors` vectors; then of that of few columns, which never adds."""
+        """Addresses, int64, of the tiles of 1 to `vectors` vectors."""
         shape = Shape(int(itemsize == 8), lanes, rows, vectors, phases, slots, int(adds))
         kept = self._kept.get(shape)
         if kept is None:
@@ -320,7 +220,6 @@ class CompiledTiles:
     def _compiled(self, shape: Shape) -> tuple[Any, list[Any]]:
         """The addresses, and the functions, which have to live as long."""
         functions = [_compile(*shape._replace(vectors=v)) for v in range(1, shape.vectors + 1)]
-        functions += [] if shape.adds else [_compile_columns(shape.double, shape.lanes, shape.rows)]
         return np.array([function.address for function in functions]), functions
 
 
@@ -337,11 +236,3 @@ def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, slot
     return c_function(
         function, SIGNATURE, f"microkernels.tile-{double}-{lanes}-{rows}-{vectors}-{phases}-{slots}-{adds}"
     )
-
-
-@functools.cache
-def _compile_columns(double: int, lanes: int, rows: int) -> Any:
-    def function(panels, slab, offsets, terms, block, start, sums, out, columns):
-        column_tile(double, lanes, rows, panels, slab, offsets, terms, block, start, sums, out, columns)
-
-    return c_function(function, SIGNATURE, f"microkernels.column_tile-{double}-{lanes}-{rows}")

@@ -14,34 +14,43 @@ from . import target
 from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
 
 MOST_ROWS = 12
-TILES_AHEAD = 4  # that are packed at a time: what the next ones take is read while those are multiplied
+ROWS_AHEAD = 2  # of a weight, that are asked for while one is packed
 MOST_GATHERED = 4  # vectors, of any of which an element of another may come
 LONGEST_RUN = 32
 AHEAD = 1024  # bytes that are asked for ahead
 LEAST_PARTED = 32  # bytes of a vector, of which x86 loads and stores some lanes alone
 # source, its step, count, target, its step
 SIGNATURE = types.void(*[types.int64] * 5)
-# source, step and count of term channels, step of row channels, step and count of taps, target
+# source, step and count of term channels; step of row channels, step and count of taps; target; or, in the middle,
+# step and count of tiles, step of panels
 PACK_SIGNATURE = types.void(*[types.int64] * 7)
 
 
 @intrinsic(prefer_literal=True)
 def interleave(typingctx, double, lanes, rows, source, source_step, count, target, target_step):
-    """Emit target[t·rows + m] = source[m·source_step + t] for t below count, a multiple of the lanes.
+    """Emit target[t·rows + m] = source[m·source_step + t] for t below count.
 
-    The step of the target is the number of rows, whatever is passed.
+    The step of the target is the number of rows, whatever is passed. Where the count is no multiple of the lanes, what
+    would be stored for those up to one is stored, too, as zero.
     """
 
     def codegen(context, builder, signature, args):
         source, source_step, count, target, _ = args[3:]
         emit = Emitter(builder, double.literal_value, lanes.literal_value)
         streams = range(rows.literal_value)
-        with emit.loop(count, I64(emit.lanes)) as loop:
-            t = loop.index
+
+        def write(t, load):
             at = [emit.element_at(source, builder.add(t, builder.mul(source_step, I64(m)))) for m in streams]
             to = emit.element_at(target, builder.mul(t, I64(len(streams))))
-            for k, value in enumerate(emit.interleaved([[emit.load(address)] for address in at])):
+            for k, value in enumerate(emit.interleaved([[load(address)] for address in at])):
                 emit.store(value, emit.element_at(to, I64(k * emit.lanes)))
+
+        whole = builder.and_(count, I64(-emit.lanes))
+        with emit.loop(whole, I64(emit.lanes)) as loop:
+            write(loop.index, emit.load)
+        with builder.if_then(builder.icmp_signed("<", whole, count)):
+            there = emit.lanes_within(whole, count)
+            write(whole, lambda address: emit.load_some(address, there))
         return context.get_dummy_value()
 
     return types.void(double, lanes, rows, *[types.int64] * 5), codegen
@@ -172,43 +181,51 @@ def pack_runs(typingctx, double, run, channels, source, inner_step, inner, chann
 
 
 @intrinsic(prefer_literal=True)
-def pack_whole(typingctx, double, lanes, run, channels, taps, source, inner_step, inner, _, __, ___, target):
-    """Emit target[i, m, c, p] = source[i·inner_step + (c·taps + m)·run + p], p < run, c < channels, m < taps.
+def pack_whole(
+    typingctx, double, lanes, run, channels, taps, source, inner_step, inner, tile_step, tiles, panel_step, target
+):
+    """Emit target[tile·panel_step + (i·taps + m)·rows + c·run + p] of so many tiles, of rows = channels·run each.
 
-    What `pack_runs` does where the runs of all taps lie side by side: by vectors, whose elements change places.
+    What goes there is source[i·inner_step + tile·tile_step + (c·taps + m)·run + p], p < run, c < channels, m < taps:
+    what `pack_runs` does where the runs of all taps lie side by side. Vectors are moved, whose elements change places,
+    and a row of the source is read on through all tiles.
     """
 
     def codegen(context, builder, signature, args):
         emit = Emitter(builder, *(value.literal_value for value in (double, lanes)))
         own_run, own_channels, own_taps = (value.literal_value for value in (run, channels, taps))
-        source, inner_step, inner, *_, target = args[5:]
+        source, inner_step, inner, tile_step, tiles, panel_step, target = args[5:]
         rows = own_run * own_channels
         size = rows * own_taps
         there = [[v * emit.lanes + k < size for k in range(emit.lanes)] for v in range(-(-size // emit.lanes))]
+        ahead = builder.mul(inner_step, I64(ROWS_AHEAD))
         beyond = len(there) * emit.lanes - size  # what the last vector of a channel stores of those after it
         early = builder.sub(inner, I64(-(-beyond // size)))
         early = builder.select(builder.icmp_signed(">", early, I64(0)), early, I64(0))
 
         def write(i, *, last):
-            start = emit.element_at(source, builder.mul(i, inner_step))
-            to = emit.element_at(target, builder.mul(i, I64(size)))
-            at = [emit.element_at(start, I64(v * emit.lanes)) for v in range(len(there))]
-            for address in at:
-                emit.prefetch(builder.add(address, I64(TILES_AHEAD * size * emit.size)), write=False)
-            vectors = [
-                emit.load(address) if all(kept) else emit.load_some(address, emit.constant_lanes(kept))
-                for address, kept in zip(at, there, strict=True)
-            ]
-            for v, kept in enumerate(there):
-                places = []
-                for t in range(v * emit.lanes, (v + 1) * emit.lanes):
-                    (tap, row), p = divmod(min(t, size - 1), rows), min(t, size - 1) % own_run
-                    places.append(divmod((row // own_run * own_taps + tap) * own_run + p, emit.lanes))
-                value, address = emit.gathered(vectors, places), emit.element_at(to, I64(v * emit.lanes))
-                if last and not all(kept):
-                    emit.store_some(value, address, emit.constant_lanes(kept))
-                else:  # what is beyond is stored next
-                    emit.store(value, address)
+            row = emit.element_at(source, builder.mul(i, inner_step))
+            panel = emit.element_at(target, builder.mul(i, I64(size)))
+            with emit.loop(tiles, I64(1)) as tile:
+                start = emit.element_at(row, builder.mul(tile.index, tile_step))
+                to = emit.element_at(panel, builder.mul(tile.index, panel_step))
+                at = [emit.element_at(start, I64(v * emit.lanes)) for v in range(len(there))]
+                for address in at:
+                    emit.prefetch(emit.element_at(address, ahead), write=False)
+                vectors = [
+                    emit.load(address) if all(kept) else emit.load_some(address, emit.constant_lanes(kept))
+                    for address, kept in zip(at, there, strict=True)
+                ]
+                for v, kept in enumerate(there):
+                    places = []
+                    for t in range(v * emit.lanes, (v + 1) * emit.lanes):
+                        (tap, m), p = divmod(min(t, size - 1), rows), min(t, size - 1) % own_run
+                        places.append(divmod((m // own_run * own_taps + tap) * own_run + p, emit.lanes))
+                    value, address = emit.gathered(vectors, places), emit.element_at(to, I64(v * emit.lanes))
+                    if last and not all(kept):
+                        emit.store_some(value, address, emit.constant_lanes(kept))
+                    else:  # what is beyond is stored with a later channel
+                        emit.store(value, address)
 
         with emit.loop(early, I64(1)) as loop:
             write(loop.index, last=False)
@@ -321,9 +338,7 @@ def _compile_pack_runs(double: int, run: int, channels: int) -> Any:
 
 
 def _compile_pack_whole(double: int, lanes: int, run: int, channels: int, taps: int) -> Any:
-    def function(source, inner_step, inner, channel_step, tap_step, tap_count, target):
-        pack_whole(
-            double, lanes, run, channels, taps, source, inner_step, inner, channel_step, tap_step, tap_count, target
-        )
+    def function(source, inner_step, inner, tile_step, tiles, panel_step, target):
+        pack_whole(double, lanes, run, channels, taps, source, inner_step, inner, tile_step, tiles, panel_step, target)
 
     return c_function(function, PACK_SIGNATURE, f"moves.pack_whole-{double}-{lanes}-{run}-{channels}-{taps}")

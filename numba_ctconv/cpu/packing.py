@@ -13,7 +13,10 @@ from .rows import ZERO, count_below, first_not_below, nothing_of
 
 SHORT_ROW = 6  # vectors, up to which a row is copied faster than a function for any length is called
 SHORT_PARTED = 2  # and up to which one is parted faster with what lies around it than by whole vectors and the rest
-PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
+PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's,
+PACK_TILES = 16  # or of so many tiles where their weights lie side by side,
+NEAR_TILES = 4  # or so many whose panels, far apart, take each other's place in the first-level cache,
+NEAR_BYTES = 2 * 1024 * 1024  # where the weights come from the second-level one
 
 
 @task("r3 n1 sizes panel_sizes i i i c1", sizes=SIZES, panel_sizes=PANEL_SIZES)
@@ -175,10 +178,14 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
     in_rows = contiguous and weight.strides[1] == taps * bytes_each and family_taps == taps and sizes.interleave != 0
     side_by_side = sizes.pack_whole != 0 and taps == family_taps * tile_phases
     side_by_side = side_by_side and weight.strides[2] == taps * bytes_each
+    whole_tiles = row_channels // tile_channels if contiguous and side_by_side else 0  # of a group
+    near = weight.size * bytes_each <= NEAR_BYTES and term_channels > PACK_CHANNELS
+    most = NEAR_TILES if near else PACK_TILES
     for inner in range(inner_begin, inner_stop, PACK_CHANNELS):
         inner_end = min(inner + PACK_CHANNELS, inner_stop)
         group, place = begin // tiles, begin % tiles
-        for tile in range(begin, end):
+        tile = begin
+        while tile < end:
             channel, phase = place, 0
             if phase_tiles > 1:
                 channel, phase = place // phase_tiles, place % phase_tiles * tile_phases
@@ -189,7 +196,15 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
             at = ((tile - begin) * term_channels + inner - inner_begin) * family_taps * rows
             source_at = address_of(weight) + group * weight.strides[0] + inner * weight.strides[1]
             source_at += channel * weight.strides[2] + first_tap * bytes_each
-            if whole and in_rows:
+            together = 1
+            if place < whole_tiles:
+                together = min(whole_tiles - place, end - tile, most)
+                call_pack(
+                    sizes.pack_whole, source_at, weight.strides[1] // bytes_each, inner_end - inner,
+                    tile_channels * taps, together, term_channels * family_taps * rows,
+                    address_of(panels) + at * bytes_each,
+                )  # fmt: skip
+            elif whole and in_rows:
                 count = (inner_end - inner) * taps // lanes * lanes
                 call_move(
                     sizes.interleave, source_at, weight.strides[2] // bytes_each, count,
@@ -201,7 +216,7 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
                         panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
             elif whole and sizes.pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
                 call_pack(
-                    sizes.pack_whole if side_by_side else sizes.pack, source_at, weight.strides[1] // bytes_each,
+                    sizes.pack, source_at, weight.strides[1] // bytes_each,
                     inner_end - inner, weight.strides[2] // bytes_each, sizes.tap_step, family_taps,
                     address_of(panels) + at * bytes_each,
                 )  # fmt: skip
@@ -214,6 +229,7 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
                         if c < own_channels and p < own_phases:
                             value = weight[group, i, channel + c, first_taps[phase + p] + m * sizes.tap_step]
                         panels[at + term * rows + row] = value
-            place += 1
+            tile += together
+            place += together
             if place == tiles:
                 group, place = group + 1, 0

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import layout, microkernels, moves, packing, storing, tile_rows
+from . import column_tiles, far_terms, layout, microkernels, moves, packing, storing, tile_rows
 from .layout import Layout, PanelSizes
 from .target import CACHE_LINE
 
@@ -116,7 +116,7 @@ def _family(own: Layout, together: int) -> Family:
 
 def _numbers(own: Layout) -> Any:
     """A PanelSizes and its lists, with the addresses of the tiles and moves."""
-    size, row_of_tiles = own.itemsize, own.many_streams or own.reaches_far
+    size, far = own.itemsize, own.reaches_far
     dtype = np.dtype(f"f{size}")
     tiles = microkernels.tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
     sizes = PanelSizes(
@@ -140,9 +140,12 @@ def _numbers(own: Layout) -> Any:
         pack_tiles=packing.pack_tiles.address(dtype),
         store_columns=storing.store_columns.address(dtype),
         tile_row=tile_rows.rows_of_tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
-        if row_of_tiles
+        if own.many_streams or far
         else 0,
         tall_tile=tile_rows.tall_tiles(size, own.lanes, own.rows, own.tall_tiles, own.tile_phases, own.slots),
+        far_tile=tile_rows.rows_of_tiles(size, own.lanes, own.rows, 1, own.tile_phases, own.slots) if far else 0,
+        sum_far=far_terms.sum_far.address(dtype) if far else 0,
+        few_tile=column_tiles.column_tiles(size, own.lanes, own.rows),
         tile_count=len(tiles),
         terms=len(own.term_rows),
         plane_count=len(own.planes),

@@ -4,9 +4,9 @@ Part of tiled.product. A worker's scratch memory holds, in this order: addresses
 of tiles, staging, and what tiles start from.
 """
 
+from .column_tiles import COLUMNS
 from .compilation import helper, part
 from .intrinsics import address_of, call_task, call_tile, store_integer
-from .microkernels import COLUMNS
 from .storing import direct_target, place_of, store_tiles
 from .target import CACHE_LINE
 
@@ -21,6 +21,15 @@ def sum_tiles(
     A few columns that no whole vector holds are computed of all of these at once, and so is a vector that is alone.
     """
     terms = term_starts.size
+    if sizes.far_columns > 0:
+        for t in range(count):
+            call_task(
+                panel_sizes.sum_far,
+                (first + t, bias, sizes, phases, panel_sizes, term_starts,
+                 panels_at + t * terms * sizes.rows * output.itemsize, block_at, block_offsets, strip_width, strip_size,
+                 group, column, columns, scratch, output),
+            )  # fmt: skip
+        return
     last = (columns - 1) // strip_width * strip_width
     few = few_of(columns - last, sizes)
     whole = columns - few
@@ -43,9 +52,9 @@ def sum_tiles(
         at = block_at + last // strip_width * strip_size + (whole - last) * output.itemsize
         for t in range(0, count, sizes.few_tiles):
             sum_few(
-                first + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1], panel_sizes,
-                terms, panels_at + t * terms * sizes.rows * output.itemsize, at, block_offsets, group, column + whole,
-                few, True, True, staging, scratch, output,
+                first + t, min(sizes.few_tiles, count - t), bias, sizes, phases, panel_sizes, terms,
+                panels_at + t * terms * sizes.rows * output.itemsize, at, block_offsets, group, column + whole, few,
+                True, True, staging, scratch, output,
             )  # fmt: skip
 
 
@@ -57,26 +66,23 @@ def sum_row(
     """Compute the rows of a tile in whole vectors of columns."""
     lanes, rows, terms = sizes.lanes, sizes.rows, term_starts.size
     size = output.itemsize
-    most = tiles.size - 1  # vectors of a tile
+    most = tiles.size  # vectors of a tile
     full = most * lanes
     sums_at, staging, start = parts_of(scratch, sizes)
     start_at = address_of(start)
     channel, phase, channels = place_of(row_tile, sizes, phases, group)
     start_from(start, bias, sizes, channel, channels)
-    far = sizes.far_reaching != 0
     for strip in range(0, columns, strip_width):
         strip_at = block_at + strip // strip_width * strip_size
         done, end = strip, min(strip + strip_width, columns)
-        while sizes.row_sums != 0 and (far or strip_width >= columns) and end - done >= full:
-            tiles_of_row = 1 if far else (end - done) // full
+        while sizes.row_sums != 0 and strip_width >= columns and end - done >= full:
+            tiles_of_row = (end - done) // full
             span = tiles_of_row * full
             target = direct_target(sizes, phases, column + done, span, channel, channels, rows, output)
             if target == 0:
                 break
             for r in range(0, terms, sizes.block):
                 stop = min(r + sizes.block, terms)
-                if far and r > 0 and stop < terms and not meets(term_starts, r, stop, sizes, column + done, span):
-                    continue  # the sum of products with zero is +0, which changes no other sum
                 call_tile(
                     panel_sizes.tile_row, panel_at + r * rows * size, strip_at + (done - strip) * size,
                     block_offsets + r * 8, stop - r, tiles_of_row, start_at if r == 0 else 0, sums_at,
@@ -99,16 +105,6 @@ def sum_row(
                      sizes.slots, channel, channels, phase, output),
                 )  # fmt: skip
             done += span
-
-
-@helper
-def meets(term_starts, begin, end, sizes, column, span):
-    """Whether any of these terms meets a sample that exists in so many columns of an item."""
-    low = high = term_starts[begin]
-    for r in range(begin, end):
-        low, high = min(low, term_starts[r]), max(high, term_starts[r])
-    first = sizes.q_first + column % sizes.item_columns - sizes.lead - sizes.crop_in  # sample at a start of 0
-    return first + span - 1 + high >= 0 and first + low < sizes.source_length
 
 
 @helper
@@ -145,18 +141,18 @@ def sum_tall(
 
 @helper
 def sum_few(
-    first, count, bias, sizes, phases, few_tile, panel_sizes, terms, panels_at, block_at, block_offsets, group, column,
+    first, count, bias, sizes, phases, panel_sizes, terms, panels_at, block_at, block_offsets, group, column,
     columns, begins, ends, staging, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a few tiles in few columns: all, or what some terms add to the `staging` of others."""
     tiles, width, size = sizes.few_tiles, sizes.start_size, output.itemsize
-    sums_at, _, start = parts_of(scratch, sizes)
+    start = parts_of(scratch, sizes)[2]
     if begins:
         start_tiles(start, width, first, tiles, count, bias, sizes, phases, group)
     place_panels(scratch, panels_at, terms * sizes.rows * size, tiles, count)
     call_tile(
-        few_tile, address_of(scratch), block_at, block_offsets, terms, sizes.block, address_of(start) if begins else 0,
-        sums_at, address_of(staging), columns,
+        panel_sizes.few_tile, address_of(scratch), block_at, block_offsets, terms, sizes.block,
+        address_of(start) if begins else 0, count, address_of(staging), columns,
     )  # fmt: skip
     if ends:
         store_tiles(

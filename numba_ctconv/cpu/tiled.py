@@ -91,9 +91,9 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
                 )  # fmt: skip
                 check += nothing_of(made, 0, (end - begin) * panel_size)
                 panels_at = address_of(made)
-            for row_tile in range(begin, end, cut.group_tiles):
+            for row_tile in range(begin, end, sizes.group_tiles):
                 sum_tiles(
-                    row_tile, min(cut.group_tiles, end - row_tile), bias, sizes, phases, tiles, panel_sizes,
+                    row_tile, min(sizes.group_tiles, end - row_tile), bias, sizes, phases, tiles, panel_sizes,
                     term_starts, panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets,
                     strip_width, strip_size, group, column, columns, own, output,
                 )  # fmt: skip
@@ -106,7 +106,7 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     source, bias, weight = borrowed(source), borrowed(bias), borrowed(weight)
     scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
     sizes, panel_sizes = record_of(numbers, SIZES), record_of(panel_numbers, PANEL_SIZES)
-    tiles, term_rows, _, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
+    _, term_rows, _, planes, phases, first_taps = lists_of(panel_numbers, panel_sizes)
     terms = term_rows.size
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
     cut = cut_of(source, sizes, row_tiles, workers)
@@ -119,8 +119,8 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
             source, planes, sizes, panel_sizes, piece // cut.parts, packed, group, column, columns, terms, slab, scratch
         )  # fmt: skip
         check += sum_blocks(
-            row_begin, row_end, cut.group_tiles, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight,
-            block_at, block_offsets, group, column, columns, made, totals, own, output,
+            row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at, block_offsets,
+            group, column, columns, made, totals, own, output,
         )  # fmt: skip
     keep_check(check, scratch, sizes, terms, workers, worker)
 
@@ -130,7 +130,6 @@ class Cut(NamedTuple):
 
     column_end: int
     blocks: int  # of columns
-    group_tiles: int  # that are computed at once of few columns
     unit: int  # of tiles that are shared out
     units: int
     parts: int  # of the rows
@@ -142,13 +141,13 @@ def cut_of(source, sizes, row_tiles, workers):
     """How so many workers cut a call whose groups have so many tiles."""
     column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
     blocks = -(-column_end // sizes.width)
-    group_tiles = max(sizes.few_tiles, sizes.tall_tiles)
+    group_tiles = sizes.group_tiles
     short = column_end <= sizes.lanes + sizes.few_columns
     parts = 1 if workers == 1 else -(-TASKS_EACH * workers // (sizes.groups * blocks))
     unit = group_tiles if short or parts * group_tiles < row_tiles + group_tiles else 1
     units = -(-row_tiles // unit)
     parts = max(1, min(parts, units))
-    return Cut(column_end, blocks, group_tiles, unit, units, parts, sizes.groups * blocks * parts)
+    return Cut(column_end, blocks, unit, units, parts, sizes.groups * blocks * parts)
 
 
 @helper
@@ -180,19 +179,19 @@ def keep_check(check, scratch, sizes, terms, workers, worker):
 
 @helper
 def sum_blocks(
-    row_begin, row_end, group_tiles, bias, sizes, phases, tiles, panel_sizes, first_taps, terms, weight, block_at,
-    block_offsets, group, column, columns, made, totals, scratch, output,
+    row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at, block_offsets, group,
+    column, columns, made, totals, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a part of the tiles in few columns, by blocks of terms of which a few panels are made.
 
     So weights that are met once or twice are read in rows, and come back from no farther than the first-level cache.
     0, or NaN where a weight is not finite, of which a sum would tell.
     """
-    size, rows, taps = output.itemsize, sizes.rows, panel_sizes.taps
+    size, rows, taps, together = output.itemsize, sizes.rows, panel_sizes.taps, sizes.together
     few = few_of(columns, sizes)
     whole = columns - few
-    tall_size = group_tiles * rows * sizes.lanes if whole > 0 else 0
-    group_size = tall_size + group_tiles * sizes.start_size * few_stored(few)
+    tall_size = together * rows * sizes.lanes if whole > 0 else 0
+    group_size = tall_size + together * sizes.start_size * few_stored(few)
     first_tile = group * tiles_of(weight, first_taps, panel_sizes)
     check = output.dtype.type(0)
     for inner in range(0, weight.shape[1], sizes.block_channels):
@@ -200,8 +199,8 @@ def sum_blocks(
         own_terms = (stop - inner) * taps
         offsets = block_offsets + inner * taps * 8
         begins, ends = inner == 0, stop == weight.shape[1]
-        for begin in range(row_begin, row_end, group_tiles):
-            count = min(group_tiles, row_end - begin)
+        for begin in range(row_begin, row_end, together):
+            count = min(together, row_end - begin)
             call_task(
                 panel_sizes.pack_tiles,
                 (weight, first_taps, panel_sizes, first_tile + begin, first_tile + begin + count, inner, stop, made),
@@ -211,7 +210,7 @@ def sum_blocks(
                 made[j] = 0
             if whole > 0 and ends:
                 check += nothing_of(made, 0, made_size)
-            own = totals[(begin - row_begin) // group_tiles * group_size :]
+            own = totals[(begin - row_begin) // together * group_size :]
             for t in range(0, count if whole > 0 else 0, sizes.tall_tiles):
                 sum_tall(
                     begin + t, min(sizes.tall_tiles, count - t), bias, sizes, phases, panel_sizes, own_terms,
@@ -224,8 +223,8 @@ def sum_blocks(
             for t in range(0, count if few > 0 else 0, sizes.few_tiles):
                 own_few = own[tall_size + t * few_size :][: sizes.few_tiles * few_size]
                 sum_few(
-                    begin + t, min(sizes.few_tiles, count - t), bias, sizes, phases, tiles[tiles.size - 1], panel_sizes,
-                    own_terms, address_of(made) + t * own_terms * rows * size, block_at + whole * size, offsets, group,
+                    begin + t, min(sizes.few_tiles, count - t), bias, sizes, phases, panel_sizes, own_terms,
+                    address_of(made) + t * own_terms * rows * size, block_at + whole * size, offsets, group,
                     column + whole, few, begins, ends, own_few, scratch, output,
                 )  # fmt: skip
                 if ends and whole == 0:

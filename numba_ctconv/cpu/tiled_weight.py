@@ -202,20 +202,15 @@ def store_taps(sums, begin, taps, planes, sizes, first_channel, channels, row, g
 @helper
 def pack_inputs(input, channel, channels, sizes, term, term_end, panel):
     """Let panel[r, m] be input channel + m at term r."""
-    length, rows, lanes = input.shape[2], sizes.rows, sizes.lanes
-    size = panel.itemsize
+    length, rows, size = input.shape[2], sizes.rows, panel.itemsize
     contiguous = channels == rows and input.strides[2] == size and input.strides[1] % size == 0
     item, t, done = term // length, term % length, 0
     while done < term_end - term:
         run = min(length - t, term_end - term - done)
-        if contiguous and run >= lanes:
+        if contiguous:  # what is stored beyond the run is stored anew with the next one; the panel has room
             source = address_of(input) + item * input.strides[0] + channel * input.strides[1] + t * size
             to = address_of(panel) + done * rows * size
-            step = input.strides[1] // size
-            call_move(sizes.interleave, source, step, run - run % lanes, to, rows)
-            if run % lanes > 0:  # the last vector, where the run ends
-                last = run - lanes
-                call_move(sizes.interleave, source + last * size, step, lanes, to + last * rows * size, rows)
+            call_move(sizes.interleave, source, input.strides[1] // size, run, to, rows)
         else:
             for m in range(channels):
                 for j in range(run):

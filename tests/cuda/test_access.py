@@ -104,6 +104,13 @@ def test_a_producer_orders_its_work_before_the_launch_stream(forward, operands, 
 
 
 @simulated
+def test_a_producer_orders_its_work_before_a_layer_copies_it(operands):
+    layer = nc.ConvTranspose1d(3, 4, 4, device="cuda")
+    layer.weight = weight = Exporting(operands[1])
+    assert weight.streams == [dlpack.UNORDERED, dlpack.LEGACY_STREAM]
+
+
+@simulated
 @pytest.mark.skipif((1, 0) not in newest_versions(), reason="NumPy exports no read-only arrays")
 def test_dlpack_says_what_is_read_only(forward, operands, expected):
     frozen = [a.copy() for a in (*operands[:3], expected)]

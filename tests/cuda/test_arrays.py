@@ -12,8 +12,9 @@ import pytest
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 from numba import cuda
 
+from numba_ctconv import ConvTranspose1d
 from numba_ctconv.benchmark.workloads import Problem
-from numba_ctconv.cuda import ENGINE, arrays, producers, queues
+from numba_ctconv.cuda import ENGINE, arrays, launches, producers, queues
 
 PROBLEM = Problem("arrays", 2, 3, 4, 5, 4, stride=2, padding=1)
 
@@ -332,6 +333,31 @@ def test_torch_keeps_memory_that_another_stream_uses(forward, operands, waits, m
     forward(torch.Tensor(x), torch.Tensor(w), Foreign(b), stream=96)
     assert torch.log == [("record_stream", 96), ("record_stream", 96), ("stream", 96), ("empty", "float32", "cuda:0")]
     assert waits == [(queues.Queue(0, 96), 64)]
+
+
+@pytest.mark.skipif(not queues.SIMULATED, reason="the streams do not exist")
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("library", ["torch", "unknown"])
+def test_a_layer_copies_a_parameter_on_its_stream_and_waits_for_that(operands, monkeypatch, library, name):
+    log = []
+
+    def stream_of(pointer):
+        return SimpleNamespace(synchronize=lambda: log.append(("synchronize", pointer)))
+
+    def run(prepared, queue, *given):
+        log.append(("launch", queue.stream))
+        launch(prepared, queue, *given)
+
+    launch = launches.run
+    monkeypatch.setattr(queues, "stream_of", stream_of)
+    monkeypatch.setattr(launches, "run", run)
+    torch = FakeTorch(current=64)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    layer = ConvTranspose1d(3, 4, 4, device="cuda")
+    host = operands[1] if name == "weight" else operands[2]
+    setattr(layer, name, torch.Tensor(host) if library == "torch" else Foreign(host, stream=64))
+    assert log == [("launch", 64), ("synchronize", 64)]
+    np.testing.assert_array_equal(ENGINE.download(getattr(layer, name)), host)
 
 
 def test_cupy_allocates_on_the_launch_stream(forward, operands, expected, monkeypatch):

@@ -234,6 +234,13 @@ for groups, strides in ((1, (5, 6, 7)), (6, (2, 3, 4))):
         told[f"{groups} {mode.name}"] = count("launches") - before
 """
 
+ACCURACY = """
+from numba_ctconv.benchmark import accuracy
+with np.errstate(all="ignore"):
+    found = list(accuracy.measure(accuracy.chosen(["gpt_sovits_v2/up3"]), Progress()))
+told = {"kinds": [[name in record for name in accuracy.KINDS] for record in found], "launches": count("launches")}
+"""
+
 
 @pytest.fixture(scope="module")
 def on_idle_driver(tmp_path_factory):
@@ -326,3 +333,9 @@ def test_the_benchmark_times_captured_graphs(on_idle_driver, tmp_path):
     assert len(rows) == (3 + 1) * 2 * 2 * 2  # formats and "tiled", passes, sizes, styles
     assert {row["uncaptured"] for row in rows} == {None}
     assert all(row["host_median"] > 0 for row in rows if row["sizes"] == "published")
+
+
+def test_the_accuracy_of_every_format_is_measured(on_idle_driver):
+    told = on_idle_driver(ACCURACY)
+    assert told["kinds"] == 3 * [4 * [True]]
+    assert told["launches"] >= 4 * 3 * 2  # a kernel for each result, and a copy

@@ -1,0 +1,135 @@
+"""The tile of few columns, whose lanes run over the rows of panels. Compiled to C functions.
+
+Where columns are few, those of microkernels.py would compute a vector of them all the same. This one sums in their
+order, so it gives their bits.
+"""
+
+import functools
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
+
+from ..forks import compiling
+from . import target
+from .emitter import I64, Emitter, c_function
+from .microkernels import PANEL_AHEAD, SIGNATURE
+
+# Columns that a tile may have: what chunks of 1, 2, 4 and 8 samples reach, and the one that whole vectors leave over.
+COLUMNS = (1, 2, 3, 5, 9)
+
+
+@intrinsic(prefer_literal=True)
+def column_tile(typingctx, double, lanes, rows, panels, slab, offsets, terms, block, start, given, out, columns):
+    """Emit the tile of few columns, of some panels at once, which lie at the addresses that lie at `panels`.
+
+    It starts from start[tile·width + m], or where `start` is 0 from what is there, and stores
+    out[(c·tiles + tile)·width + m], not interleaved, where `width` is that of panel_width and `tiles` are few_tiles.
+    So many of these are `given`; what the others store is of no consequence, as is what is read beyond the rows.
+    """
+
+    def codegen(context, builder, signature, args):
+        emit = ColumnTile(builder, double.literal_value, lanes.literal_value, rows.literal_value)
+        *operands, columns = args[3:]
+        for fewer, count in zip((0, *COLUMNS), COLUMNS, strict=False):
+            own = builder.icmp_signed(">", columns, I64(fewer)), builder.icmp_signed("<=", columns, I64(count))
+            with builder.if_then(builder.and_(*own)):
+                emit.write(count, *operands)
+        return context.get_dummy_value()
+
+    return types.void(double, lanes, rows, *[types.int64] * 9), codegen
+
+
+def panel_width(rows: int) -> int:
+    """Elements of a vector that holds the rows of a panel."""
+    return 1 << (rows - 1).bit_length()
+
+
+def few_tiles(lanes: int, rows: int) -> int:
+    """Panels that a tile of few columns takes: a few vectors of them, of which each may hold two."""
+    return ColumnTile.vectors * (2 if 2 * panel_width(rows) <= lanes else 1)
+
+
+def fit_together(lanes: int, rows: int, count: int) -> bool:
+    """Whether the sums of two vectors of so many columns fit the registers, beside those and a sample."""
+    registers = -(-few_tiles(lanes, rows) // ColumnTile.vectors * panel_width(rows) // lanes)  # of one vector
+    return 2 * registers * (count + 1) + 1 <= target.vector_registers()
+
+
+class ColumnTile(Emitter):
+    """Writes the code of a tile of few columns.
+
+    Its sums are so few that they would wait for each other, and each sample is loaded for all of them: so it takes two
+    vectors side by side. Where a vector has room for a column of two panels, it holds both.
+    """
+
+    vectors = 4  # of a column
+
+    def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
+        self.rows, self.width, self.tiles = rows, panel_width(rows), few_tiles(lanes, rows)
+        self.together = [count for count in COLUMNS if fit_together(lanes, rows, count)]
+        super().__init__(builder, double, self.tiles // self.vectors * self.width)
+
+    def write(self, count, panels, slab, offsets, terms, block, start, given, out):
+        builder = self.builder
+        together = 2 if count in self.together else 1  # of the vectors
+        with self.loop(given, I64(together * self.tiles // self.vectors)) as loop:  # over panels
+            own = [
+                self.index_at(panels, builder.add(loop.index, I64(k)))
+                for k in range(together * self.tiles // self.vectors)
+            ]
+            first = builder.mul(loop.index, I64(self.width))
+            places = {
+                (t, c): self.element_at(out, builder.add(first, I64((c * self.vectors + t) * self.lanes)))
+                for t in range(together)
+                for c in range(count)
+            }
+            with builder.if_then(builder.icmp_signed("!=", start, I64(0))):
+                for (t, _), place in places.items():
+                    less = self.load(self.element_at(start, builder.add(first, I64(t * self.lanes))))
+                    self.store(builder.fneg(less), place)
+            self.add(count, own, slab, offsets, terms, block, places)
+
+    def add(self, count, panels, slab, offsets, terms, block, places):
+        """Add what some panels contribute, a block of terms after the other, to what lies at places: of (t, c)."""
+        builder, joined = self.builder, self.tiles // self.vectors
+        with self.loop(terms, block) as blocks:
+            own_terms = builder.sub(blocks.end, blocks.index)
+            with self.loop(own_terms, I64(1), [self.zero()] * len(places)) as own:
+                r = builder.add(blocks.index, own.index)
+                weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
+                for address in self.every_second(weights, self.rows, r):
+                    self.prefetch(builder.add(address, I64(PANEL_AHEAD)), write=False)
+                w = [self.joined(*weights[t : t + joined]) for t in range(0, len(panels), joined)]
+                at = self.element_at(slab, self.index_at(offsets, r))
+                sums = dict(zip(places, own.values, strict=True))
+                for c in range(count):  # in turn, else LLVM would hold all of a term's samples and spill a sum
+                    sample = self.broadcast_at(at, c)
+                    for weight, cell in zip(w, [cell for cell in places if cell[1] == c], strict=True):
+                        sums[cell] = builder.call(self.fma, [weight, sample, sums[cell]])
+                own.keep(list(sums.values()))
+            for place, partial in zip(places.values(), own.values, strict=True):
+                self.store(builder.fadd(self.load(place), partial), place)
+
+    def joined(self, *addresses):
+        """What lies at an address or, in the halves of a vector, at two."""
+        if len(addresses) == 1:
+            return self.load(*addresses)
+        kind = ir.VectorType(self.element, self.width).as_pointer()
+        halves = [self.builder.load(self.builder.inttoptr(at, kind), align=self.size) for at in addresses]
+        return self.permuted(*halves, list(range(self.lanes)))
+
+
+@functools.cache
+def _compile(double: int, lanes: int, rows: int) -> Any:
+    def function(panels, slab, offsets, terms, block, start, given, out, columns):
+        column_tile(double, lanes, rows, panels, slab, offsets, terms, block, start, given, out, columns)
+
+    with compiling:
+        return c_function(function, SIGNATURE, f"column_tiles.column_tile-{double}-{lanes}-{rows}")
+
+
+def column_tiles(itemsize: int, lanes: int, rows: int) -> int:
+    """Address of the tile of few columns."""
+    return int(_compile(int(itemsize == 8), lanes, rows).address)
