@@ -30,10 +30,11 @@ from .tile import BANKS, BLOCK_STAGES, WORDS, Tile, splits, tiles_of, weight_til
 
 MULTIPROCESSORS = 128  # of a large chip
 ENOUGH_BLOCKS = 2 * MULTIPROCESSORS  # below that, narrower tiles use more of it
+# The next two are estimates, which no GPU has timed: a stage takes half a microsecond, a launch two or three.
+PART_STAGES = 8  # of a split product, at least: fewer take no longer than the launch that adds the parts
+SPLIT_SUMS = 2**16  # of a split product, at most: the partial sums of more take as long to move as is won
 PART_TERMS = 2048  # samples of grad_weight that are summed in one go if memory allows
 WORKSPACE_BYTES = 48 * 2**20  # for parts of grad_weight, or of a split product
-PART_STAGES = 8  # of a split product, at least: fewer take less time than the launch that adds the parts
-SPLIT_SUMS = 2**16  # of a split product, at most: the partial sums of more take as long to move as is won
 SLACK = 8  # part of the columns that spaced tiles may waste
 
 
