@@ -21,7 +21,7 @@ KERNEL_STEMS = {
     "multiply",
 }
 OTHERS = {  # the CPU has others
-    pathlib.Path("cuda", name) for name in ("packing.py", "words.py", "depthwise.py", "depthwise_weight.py")
+    pathlib.Path("cuda", name) for name in ("packing.py", "parts.py", "words.py", "depthwise.py", "depthwise_weight.py")
 }
 KERNELS = [path for path in FILES if path.stem in KERNEL_STEMS or path in OTHERS]
 

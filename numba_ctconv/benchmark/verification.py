@@ -30,8 +30,15 @@ KINDS: dict[Device, tuple[tuple[Format, tuple[str, ...]], ...]] = {
         *((half, SUMMED_ONCE) for half in HALVES),
     ),
 }
-# Small ones for tools that slow everything down: a family of phases more than one, groups, dilation, an odd stride.
-QUICK = ("stride_2_kernel_4", "groups", "stride_and_dilation_coprime", "depthwise_multiplier")
+# Small ones for tools that slow everything down: a family of phases more than one, groups, dilation, an odd stride, and
+# sums that "tiled" splits on a GPU.
+QUICK = (
+    "stride_2_kernel_4",
+    "groups",
+    "stride_and_dilation_coprime",
+    "depthwise_multiplier",
+    "many_channels_few_samples",
+)
 QUICK_ALGORITHMS = tuple(name for name in ALGORITHMS if name != "auto")  # which is one of them
 
 

@@ -180,6 +180,7 @@ CASES: tuple[Problem, ...] = (
     Problem("long", 1, 3, 2, 1500, 7, stride=3, padding=2),
     Problem("long_batch_single_output_channel", 2, 6, 1, 700, 16, stride=8, padding=8, bias=False),
     Problem("wide_kernel", 1, 2, 1, 9, 64, stride=16, bias=False),
+    Problem("many_channels_few_samples", 1, 300, 12, 2, 4, stride=2, padding=1),
 )
 
 

@@ -222,6 +222,18 @@ def batched(array: Any) -> Any:
     return view(memory._replace(shape=(1, *memory.shape), strides=(0, *memory.strides)), array)
 
 
+def swapped(form: Form) -> Form:
+    """A form with the first two dimensions swapped."""
+    shape, strides = ((each[1], each[0], *each[2:]) for each in (form.shape, form.strides))
+    return form_of(form.dtype, shape, strides)
+
+
+def transposed(array: Any) -> Any:
+    """A view with the first two dimensions swapped."""
+    form = swapped(array.form)
+    return view(memory_of(array)._replace(shape=form.shape, strides=form.strides), array, form=form)
+
+
 def allocate(shape: tuple[int, ...], dtype: Any, queue: Queue) -> Any:
     """A new array of Numba's, from the driver.
 
@@ -279,9 +291,10 @@ def constants(values: tuple[int, ...], device: int) -> Any:
 
 
 @functools.cache
-def nothing(dtype: np.dtype[Any]) -> Any:
-    """A vector of no elements, which takes no memory: what kernels take for an absent bias."""
-    return view(Memory(0, False, (0,), (dtype.itemsize,), dtype, None, False), None)
+def nothing(dtype: np.dtype[Any], dimensions: int = 1) -> Any:
+    """An array of no elements, which takes no memory: what kernels take for an absent bias."""
+    shape = (0,) * dimensions
+    return view(Memory(0, False, shape, contiguous(shape, dtype.itemsize), dtype, None, False), None)
 
 
 def device_of(memory: Memory) -> int | None:

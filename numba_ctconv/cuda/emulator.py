@@ -158,6 +158,23 @@ def load_weight(array: Any, part: Any, i: Any, o: Any, k: Any, wanted: Any) -> A
     return _load(array, (part, i, o, k), wanted)
 
 
+def load_parts(count: int) -> Callable[..., Any]:
+    """As ptx.load_parts."""
+
+    def load(array: Any, part: Any, i: Any, o: Any, k: Any, wanted: Any) -> Any:
+        inside = [wanted & (part + j < array.shape[0]) for j in range(count)]
+        return np.stack([load_weight(array, part + j, i, o, k, own) for j, own in enumerate(inside)], axis=1)
+
+    return load
+
+
+def add_up(total: Any, values: Any) -> Any:
+    """As ptx.add_up."""
+    for j in range(values.shape[1]):
+        total = total + values[:, j]
+    return total
+
+
 def _load(array: Any, indices: tuple[Any, ...], wanted: Any) -> Any:
     shape = cuda.block.lanes.shape
     wanted = np.broadcast_to(wanted, shape)
@@ -198,6 +215,20 @@ def store_spaced(count: int) -> Callable[..., None]:
 def store_weight(array: Any, part: Any, i: Any, o: Any, k: Any, value: Any, wanted: Any) -> None:
     """As ptx.store_weight."""
     _store(array, (part, i, o, k), value, wanted)
+
+
+def store_part(row_steps: tuple[int, ...], column_steps: tuple[int, ...]) -> Callable[..., None]:
+    """As ptx.store_part."""
+
+    def store(
+        array: Any, part: Any, row: Any, rows: Any, items: Shared, places: Shared, first: Any, column: Any, sums: Any
+    ) -> None:
+        steps = [(r, c) for r in row_steps for c in column_steps]
+        for value, (r, c) in zip(sums.T, steps, strict=True):
+            item, place = items.read(column + c), places.read(column + c) - first
+            _store(array, (part, row + r, item, place), value, (r < rows) & (item >= 0))
+
+    return store
 
 
 def _store(array: Any, indices: tuple[Any, ...], value: Any, wanted: Any) -> None:

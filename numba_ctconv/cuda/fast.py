@@ -1,12 +1,15 @@
 """The fast path of the CUDA engine: packs what the tiled kernels take, finds them memory and queues them.
 
-Which kernels serve a layer, and in which order they sum, is decided by the layer alone. Every buffer comes from the
-pool of the library that the caller's arrays come from; packed weights that a layer keeps carry an event until it is
-reached, so that work on another stream waits for the packing, and the host for nothing. What a call launches follows
-from the forms of its arrays: it is worked out once, and kept for the latest of them.
+Which kernels serve a layer, and in which order they sum, is decided by the layer alone; whether a product is split, and
+a second kernel adds its partial sums, by the call. Every buffer comes from the pool of the library that the caller's
+arrays come from or, where it has none, partial sums from what the stream's last call gave back; packed weights that a
+layer keeps carry an event until it is reached, so that work on another stream waits for the packing, and the host for
+nothing. What a call launches follows from the forms of its arrays: it is worked out once, and kept for the latest of
+them.
 """
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 from ..geometry import Family, Geometry, Plan, families
@@ -18,6 +21,7 @@ from . import (
     fill,
     launches,
     packing,
+    parts,
     producers,
     product,
     queues,
@@ -35,6 +39,8 @@ from .tiles import Layer
 
 Kept = dict[Any, Any]  # what a layer keeps of its weight for the engine, until the weight is assigned
 CALLS = 256  # of an operation, whose launches are kept
+ONE_PHASE = (0, 0)  # and its first tap
+OF_GRAPHS = "of graphs"  # what a layer keeps for graphs alone
 
 
 class Rows(NamedTuple):
@@ -52,11 +58,19 @@ class Packing(NamedTuple):
     panels: Form
 
 
+class Parts(NamedTuple):
+    """Partial sums that wait in memory, and the launch that adds them."""
+
+    sums: Form
+    add: Prepared  # on the sums, the table of phases, the bias and the target
+
+
 class Product(NamedTuple):
     """A product of a layer."""
 
     packing: Packing
-    run: Prepared  # on the source, the panels, the table, the bias and the target
+    run: Prepared  # on the source, the panels, the table, the bias, the partial sums and the target
+    parts: Parts | None  # where it is split
 
 
 class Products(NamedTuple):
@@ -79,8 +93,7 @@ class WeightParts(NamedTuple):
 
     run: Prepared  # on grad_output, the input, the table if there is one, and the parts
     table: tuple[Any, ...]
-    parts: Form
-    add: Prepared | None  # on the parts and the result; None where the result is the only part
+    parts: Parts | None  # of (C_out/groups, C_in, K), whose channels are the sums' rows; None where the result is one
 
 
 def forward(
@@ -106,9 +119,7 @@ def grad_input(
     """The input gradient, one product."""
     if grad_input.size == 0:
         return
-    call = _grad_input(
-        grad_output.form, weight.form, grad_input.form, geometry, groups, arithmetic, queue.device
-    )  # fmt: skip
+    call = _grad_input(grad_output.form, weight.form, grad_input.form, geometry, groups, arithmetic, queue.device)
     if isinstance(call, Rows):
         launches.run(call.run, queue, grad_output, weight, grad_input)
     else:
@@ -120,15 +131,14 @@ def grad_weight(
     grad_weight: Any,
 ) -> None:  # fmt: skip
     """The weight gradient, in parts that are added up where one would not fill the GPU."""
-    call = _grad_weight(
-        grad_output.form, input.form, grad_weight.form, geometry, groups, arithmetic, queue.device
-    )  # fmt: skip
-    if call.add is None:
+    call = _grad_weight(grad_output.form, input.form, grad_weight.form, geometry, groups, arithmetic, queue.device)
+    if call.parts is None:
         launches.run(call.run, queue, grad_output, input, *call.table, arrays.batched(grad_weight))
         return
-    parts = producers.workspace(call.parts, grad_weight, queue)
-    launches.run(call.run, queue, grad_output, input, *call.table, parts)
-    launches.run(call.add, queue, parts, grad_weight)
+    one_phase, no_bias = _table(ONE_PHASE, queue.device), arrays.nothing(grad_weight.dtype)
+    with producers.borrowed(call.parts.sums, grad_weight, queue, None) as sums:
+        launches.run(call.run, queue, grad_output, input, *call.table, sums)
+        launches.run(call.parts.add, queue, sums, one_phase, no_bias, arrays.transposed(grad_weight))
 
 
 @functools.lru_cache(maxsize=CALLS)
@@ -185,7 +195,7 @@ def _grad_input(
         kernel = depthwise.grad_input(_full(arithmetic))
         return Rows(launches.prepare(kernel, configuration, device, grad_output, weight, cut, grad_input), ())
     layer = tiles.grad_input_layer(plan, weight.shape, groups, arithmetic)
-    packing = _packing(weight, layer, (0, 0), 1, True, device)
+    packing = _packing(weight, layer, ONE_PHASE, 1, True, device)
     bias, place = arrays.nothing(grad_input.dtype).form, (-crop, 0, 0, grad_input.shape[2])
     own = _product(grad_output, layer, packing, place, bias, grad_input, device)
     return Products(None, (own,), ("grad_input", plan, groups, arithmetic.name, device))
@@ -205,25 +215,23 @@ def _grad_weight(
         batch, channels, out_length = grad_output.shape
         sizes: Any = row_cuts.weight_cut(plan, crop, channels, batch, out_length, arithmetic.word_bytes)
         configuration = Configuration(row_cuts.weight_blocks(sizes, channels), row_cuts.WEIGHT_THREADS)
-        parts, direct = sizes.parts, arithmetic.terms == 1
+        count, direct = sizes.parts, arithmetic.terms == 1
         table = (_table(row_cuts.phase_table(plan), device),)
         kernel = depthwise_weight.grad_weight(arithmetic)
     else:
         tile = tiles.weight_tile(shape, groups, arithmetic)
         sizes = tiles.weight_sizes(plan, tile, shape, groups, input.shape[0], input.shape[2], crop, arithmetic)
-        parts, direct = tiles.parts_of(sizes), True
-        configuration = Configuration(parts * groups * sizes.row_tiles * sizes.column_tiles, tile.threads)
+        count, direct = tiles.parts_of(sizes), True
+        configuration = Configuration(count * groups * sizes.row_tiles * sizes.column_tiles, tile.threads)
         kernel = weight_product.weight_product(tile, arithmetic)
-    if parts == 1 and direct:
-        target = arrays.form_of(grad_weight.dtype, (1, *shape), (0, *grad_weight.strides))
-        add = None
+    if count == 1 and direct:
+        target, own = arrays.form_of(grad_weight.dtype, (1, *shape), (0, *grad_weight.strides)), None
     else:
-        target = arrays.contiguous_form(arithmetic.word, (parts, *shape))
-        threads = weight_product.SUM_THREADS
-        adding = Configuration(-(-grad_weight.size // threads), threads)
-        add = launches.prepare(weight_product.add_parts, adding, device, target, grad_weight)
+        target = arrays.contiguous_form(arithmetic.word, (count, *shape))
+        bias, one_phase = arrays.nothing(grad_weight.dtype).form, _table(ONE_PHASE, device).form
+        own = _parts(target, one_phase, bias, (1, 1, 0), arrays.swapped(grad_weight), device)
     operands = (grad_output, input, *(each.form for each in table), sizes, target)
-    return WeightParts(launches.prepare(kernel, configuration, device, *operands), table, target, add)
+    return WeightParts(launches.prepare(kernel, configuration, device, *operands), table, own)
 
 
 def _is_depthwise(weight: Form, groups: int) -> bool:
@@ -241,7 +249,14 @@ def _multiply(
 ) -> None:
     """Queue the products of an operation."""
     for own, panels in zip(call.each, _panels(call, weight, queue, kept), strict=True):
-        launches.run(own.run, queue, source, panels, own.packing.table, bias, target)
+        table = own.packing.table
+        if own.parts is None:
+            launches.run(own.run, queue, source, panels, table, bias, arrays.nothing(panels.dtype, 4), target)
+        else:
+            of_graphs = None if kept is None else kept.setdefault(OF_GRAPHS, [])
+            with producers.borrowed(own.parts.sums, target, queue, of_graphs) as sums:
+                launches.run(own.run, queue, source, panels, table, bias, sums, target)
+                launches.run(own.parts.add, queue, sums, table, bias, target)
 
 
 def _panels(call: Products, weight: Any, queue: Queue, kept: Kept | None) -> tuple[Any, ...]:
@@ -261,7 +276,7 @@ def _panels(call: Products, weight: Any, queue: Queue, kept: Kept | None) -> tup
     captured = captures.capturing(queue)
     own = Packed(_pack(call, weight, queue), None if captured else queues.mark(queue))
     if captured:
-        kept.setdefault("of graphs", []).append(own)
+        kept.setdefault(OF_GRAPHS, []).append(own)
     else:
         kept[call.key] = own
     return own.panels
@@ -270,9 +285,9 @@ def _panels(call: Products, weight: Any, queue: Queue, kept: Kept | None) -> tup
 def _pack(call: Products, weight: Any, queue: Queue) -> tuple[Any, ...]:
     """Queue the packing of a weight for all products of an operation."""
     packed = []
-    for own, _ in call.each:
-        panels = producers.workspace(own.panels, weight, queue)
-        launches.run(own.run, queue, weight, own.table, panels)
+    for own in call.each:
+        panels = producers.workspace(own.packing.panels, weight, queue)
+        launches.run(own.packing.run, queue, weight, own.packing.table, panels)
         packed.append(panels)
     return tuple(packed)
 
@@ -300,15 +315,25 @@ def _product(
     device: int,
 ) -> Product:  # fmt: skip
     """A product; `place` is origin, crop_out, q_first, positions."""
-    batch = target.shape[0]
+    batch, table = target.shape[0], packing.table.form
     tile = tiles.tile_for(layer, batch, place[3])
     sizes = tiles.sizes_of(layer, tile, batch, *place)
     kernels = _kernels(layer.tile_rows, layer.arithmetic)
-    arguments = (source, packing.panels, packing.table.form, bias, sizes, target)
+    sums = arrays.contiguous_form(layer.arithmetic.word, tiles.parts_shape(sizes, batch))
+    arguments = (source, packing.panels, table, bias, sizes, sums, target)
     for kernel in kernels.values():  # no later length is to wait for a compiler
         launches.compile_for(kernel, arguments, device)
     configuration = Configuration(tiles.blocks_of(sizes, tile, batch), tile.threads)
-    return Product(packing, launches.prepare(kernels[tile.columns], configuration, device, *arguments))
+    run = launches.prepare(kernels[tile.columns], configuration, device, *arguments)
+    return Product(packing, run, _parts(sums, table, bias, tiles.parts_place(sizes), target, device))
+
+
+def _parts(sums: Form, table: Form, bias: Form, place: tuple[int, int, int], target: Form, device: int) -> Parts | None:
+    """Partial sums, if there are any; what adds them is compiled in any case. `place` is as parts.py says."""
+    arguments = (sums, table, bias, *place, target)
+    launches.compile_for(parts.add_parts, arguments, device)
+    configuration = Configuration(-(-math.prod(sums.shape[1:]) // parts.THREADS), parts.THREADS)
+    return Parts(sums, launches.prepare(parts.add_parts, configuration, device, *arguments)) if sums.size else None
 
 
 @functools.cache

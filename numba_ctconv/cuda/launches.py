@@ -115,9 +115,12 @@ def _queue(prepared: Prepared, stream: int, addresses: int) -> Any:
 
 def compile_for(kernel: Any, arguments: tuple[Any, ...], device: int) -> None:
     """Compile a kernel for arguments of these types, unless it is."""
-    if not SIMULATED and not kernel.overloads:
+    if SIMULATED:
+        return
+    types = tuple(_type_of(kernel, argument) for argument in arguments)
+    if types not in kernel.overloads:
         with on_device(Queue(device, 0)), captures.allowed():
-            kernel.compile(tuple(_type_of(kernel, argument) for argument in arguments))
+            kernel.compile(types)
 
 
 def _has_context() -> bool:

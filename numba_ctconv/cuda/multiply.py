@@ -187,15 +187,16 @@ def must_be_inside(tile, arithmetic):
     return if_not_finite if tile.tensor else always
 
 
-def pipeline(zero_sums, load, multiply, depth, block_stages, stage_room):
-    """run(stages, loaded, multiplied) -> sums: stage after stage loaded ahead, multiplied, and added up in blocks.
+def pipeline(zero_sums, load, multiply, end_block, depth, block_stages, stage_room):
+    """run(stages, loaded, multiplied, ended) -> sums: stage after stage loaded ahead, multiplied, and ended in blocks.
 
-    load(stage, at, *loaded) begins to fill the room of a stage, multiply(partial, stage, at, *multiplied) adds it.
+    load(stage, at, *loaded) begins to fill the room of a stage, multiply(partial, stage, at, *multiplied) adds it, and
+    end_block(total, partial, stage, *ended) takes the partial sum of the block that a stage is the last of.
     """
     wait_for_stage, wait_for_all = ptx.wait(depth - 2), ptx.wait(0)
 
     @device
-    def run(stages, loaded, multiplied):
+    def run(stages, loaded, multiplied, ended):
         total, partial = zero_sums(), zero_sums()
         for ahead in range(depth - 1 + stages):
             if ahead >= depth - 1:
@@ -208,7 +209,7 @@ def pipeline(zero_sums, load, multiply, depth, block_stages, stage_room):
             if stage >= 0:
                 partial = multiply(partial, stage, stage % depth * stage_room, *multiplied)
                 if (stage + 1) % block_stages == 0 or stage + 1 == stages:
-                    total = ptx.add(total, partial)
+                    total = end_block(total, partial, stage, *ended)
                     partial = zero_sums()
         wait_for_all()
         cuda.syncthreads()

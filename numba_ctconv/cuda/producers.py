@@ -3,22 +3,29 @@
 Called by the engine. A library is asked only where its user has imported it.
 """
 
+import contextlib
 import functools
 import operator
 import sys
+from collections.abc import Iterator
 from typing import Any, Protocol
 
 import numpy as np
 
 from .. import checks
 from ..checks import BFLOAT16
-from . import arrays, dlpack, queues
+from . import arrays, captures, dlpack, queues
 from .arrays import VIEW, Form, Memory
 from .queues import Queue
+
+BYTE = np.dtype(np.uint8)
 
 
 class Producer(Protocol):
     """What the engine asks of a library."""
+
+    pooled: bool  # memory that is given back waits for the next to ask, and the driver is not asked
+    knows_graphs: bool  # memory that is asked for while a graph is captured is given to nobody else
 
     def memory(self, value: Any, name: str) -> Memory:
         """Where a value lies; `name` is that of the argument, for refusals."""
@@ -41,6 +48,8 @@ class Producer(Protocol):
 
 class Numba:
     """Numba's own arrays, and those of any library that is not known here but has the CUDA array interface."""
+
+    pooled = knows_graphs = False
 
     def memory(self, value: Any, name: str) -> Memory:
         """By its attributes or its interface."""
@@ -98,6 +107,8 @@ class DLPack(Numba):
 class CuPy(Numba):
     """CuPy's arrays, from CuPy's pool."""
 
+    pooled = True
+
     def device(self, value: Any) -> int | None:
         """As the array says."""
         return int(value.device.id)
@@ -114,6 +125,8 @@ class CuPy(Numba):
 
 class Torch(Numba):
     """torch's tensors, from torch's caching allocator."""
+
+    pooled = knows_graphs = True
 
     def memory(self, value: Any, name: str) -> Memory:
         """By its attributes; a tensor whose layout or pending sign they don't tell is refused."""
@@ -197,6 +210,33 @@ def workspace(form: Form, like: Any, queue: Queue) -> Any:
     value = producer.empty((form.size,), form.dtype, queue)
     found = producer.memory(value, "workspace")
     return arrays.view(found._replace(shape=form.shape, strides=form.strides), value, producer)
+
+
+_given_back: dict[Queue, Any] = {}  # memory for what comes next on a queue, where the library has no pool
+
+
+@contextlib.contextmanager
+def borrowed(form: Form, like: Any, queue: Queue, of_graphs: list[Any] | None) -> Iterator[Any]:
+    """Workspace for what is queued inside; others may have it for what comes later on the queue.
+
+    What a graph works on goes to `of_graphs`, if there are any: it must be there for as long as the graph may run.
+    """
+    producer = producer_of(like)
+    if not producer.knows_graphs and captures.capturing(queue):
+        own = workspace(form, like, queue)
+        if of_graphs is not None:
+            of_graphs.append(own)
+        yield own
+    elif producer.pooled or queue.stream == queues.STREAM_OF_THREAD:
+        yield workspace(form, like, queue)
+    else:
+        size = form.size * form.dtype.itemsize
+        own = _given_back.pop(queue, None)
+        if own is None or own.size < size:
+            own = workspace(arrays.contiguous_form(BYTE, (size,)), like, queue)
+        memory = arrays.memory_of(own)._replace(shape=form.shape, strides=form.strides, dtype=form.dtype)
+        yield arrays.view(memory, own, producer, form)
+        _given_back[queue] = own
 
 
 def keep(view: Any, queue: Queue) -> None:

@@ -157,6 +157,56 @@ def load_weight(array, part, i, o, k, wanted):
     return value
 
 
+def load_parts(count):
+    """A loader of an element of several parts: load_parts(array, part, i, o, k, wanted) -> tuple.
+
+    array[part + j, i, o, k], or 0 where that is not wanted or there are no more parts. Nothing branches, so that all
+    loads are under way at once.
+    """
+
+    @intrinsic
+    def emit(typingctx, array, part, i, o, k, wanted):
+        zero, kind, register = (
+            ("0d0000000000000000", "f64", "d") if array.dtype.bitwidth == 64 else ("0f00000000", "f32", "f")
+        )
+        code = f"{{ .reg .pred p; setp.ne.b32 p, $2, 0; mov.{kind} $0, {zero}; @p ld.global.{kind} $0, [$1]; }}"
+
+        def codegen(context, builder, signature, args):
+            places = zip(args[1:5], signature.args[1:5], strict=True)
+            at = [context.cast(builder, value, own, types.int64) for value, own in places]
+            struct = context.make_array(array)(context, builder, value=args[0])
+            parts, step = (cgutils.unpack_tuple(builder, each)[0] for each in (struct.shape, struct.strides))
+            address = builder.ptrtoint(pointer(context, builder, array, args[0], *at), I64)
+            values = []
+            for j in range(count):
+                inside = builder.icmp_signed("<", builder.add(at[0], I64(j)), parts)
+                own = builder.zext(builder.and_(bit(builder, args[5]), inside), I32)
+                operands = [builder.add(address, builder.mul(step, I64(j))), own]
+                values.append(
+                    assembly(
+                        builder, context.get_value_type(array.dtype), code, f"=&{register},l,r,~{{memory}}", operands
+                    )
+                )
+            return cgutils.pack_array(builder, values)
+
+        return types.UniTuple(array.dtype, count)(array, part, i, o, k, wanted), codegen
+
+    return emit
+
+
+@intrinsic
+def add_up(typingctx, total, values):
+    """A number and those of a tuple, added in order."""
+
+    def codegen(context, builder, signature, args):
+        total_, values_ = args
+        for value in cgutils.unpack_tuple(builder, values_):
+            total_ = builder.fadd(total_, value)
+        return total_
+
+    return total(total, values), codegen
+
+
 @cuda.jit(device=True)
 def store_element(array, index, value, wanted):
     """array[index] = value where wanted."""
@@ -191,6 +241,41 @@ def store_spaced(count):
             return context.get_dummy_value()
 
         return types.void(array, n, c, l, space, sums, added, wanted), codegen
+
+    return emit
+
+
+def store_part(row_steps, column_steps):
+    """A store of a tile's partial sums: store_part(array, part, row, rows, items, places, first, column, sums).
+
+    array[part, row + r, items[column + c], places[column + c] - first] = sum for the steps r of the tile's rows below
+    `rows` and the steps c of its columns, but for those whose item is negative. Columns are looked up where they are
+    stored, so that no register holds any before.
+    """
+
+    @intrinsic
+    def emit(typingctx, array, part, row, rows, items, places, first, column, sums):
+        def codegen(context, builder, signature, args):
+            indices = [(args[n], signature.args[n]) for n in (1, 2, 3, 6, 7)]
+            part_, row_, rows_, first_, column_ = (
+                context.cast(builder, value, own, types.int64) for value, own in indices
+            )
+            step = cgutils.unpack_tuple(builder, context.make_array(array)(context, builder, value=args[0]).strides)[1]
+            values = cgutils.unpack_tuple(builder, args[8])
+            for n, c in enumerate(column_steps):
+                own = builder.add(column_, I64(c))
+                item = builder.load(pointer(context, builder, items, args[4], own))
+                with builder.if_then(builder.icmp_signed(">=", item, I64(0))):
+                    place = builder.sub(builder.load(pointer(context, builder, places, args[5], own)), first_)
+                    top = pointer(context, builder, array, args[0], part_, row_, item, place)
+                    bytes_ = builder.bitcast(top, ir.IntType(8).as_pointer())
+                    for m, r in enumerate(row_steps):
+                        with builder.if_then(builder.icmp_signed("<", I64(r), rows_)):
+                            at = builder.gep(bytes_, [builder.mul(step, I64(r))])
+                            builder.store(values[m * len(column_steps) + n], builder.bitcast(at, top.type))
+            return context.get_dummy_value()
+
+        return types.void(array, part, row, rows, items, places, first, column, sums), codegen
 
     return emit
 

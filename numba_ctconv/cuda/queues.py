@@ -11,7 +11,8 @@ from numba import config, cuda
 
 SIMULATED = bool(config.ENABLE_CUDASIM)
 DriverError: type[Exception] = RuntimeError  # what the driver's refusals are; the simulator has no driver
-DEFAULT_STREAMS = (0, 1, 2)  # the legacy one, under both its pointers, and that of each thread
+STREAM_OF_THREAD = 2  # of each its own, under one pointer
+DEFAULT_STREAMS = (0, 1, STREAM_OF_THREAD)  # the legacy one, under both its pointers, and that of each thread
 
 if not SIMULATED:
     from numba.cuda.cudadrv import driver

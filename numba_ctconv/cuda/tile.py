@@ -112,6 +112,11 @@ def tiles_of(arithmetic: Arithmetic) -> Tiles:
     return TENSOR_TILES if arithmetic.tensor else FMA_TILES[arithmetic.word_bytes]
 
 
+def splits(tile: Tile, arithmetic: Arithmetic) -> bool:
+    """Whether a tile's stages may be split over several blocks: of wider tiles there are always enough."""
+    return tile == tiles_of(arithmetic)[tile.rows][-1]
+
+
 def weight_tiles_of(arithmetic: Arithmetic) -> Tiles:
     """Those of grad_weight; few columns are left to few rows where tensor cores multiply."""
     if arithmetic.tensor:

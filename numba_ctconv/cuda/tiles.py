@@ -14,6 +14,10 @@ A stage's samples lie there in one of two ways. *Spaced*: the samples that a cha
 step_in planes so that a tap is an offset; the columns of a tile belong to one item. *Dense*: a row of columns for every
 word; columns of several items follow each other. Which of the two, and how many columns a tile has, may follow from
 batch and length, since neither changes what an element sums, nor in which order.
+
+Where tiles are too few to fill a chip, their stages are *split* over several thread blocks, at the ends of partial sums
+(tile.BLOCK_STAGES): each of these waits in memory, and parts.py adds those of an element in the order in which a thread
+block of all stages adds them. So whether and where a call is split may follow from batch and length as well.
 """
 
 import functools
@@ -22,11 +26,15 @@ from typing import Any, NamedTuple
 
 from ..geometry import Family, Plan
 from .arithmetic import Arithmetic
-from .tile import BANKS, BLOCK_STAGES, WORDS, Tile, tiles_of, weight_tiles_of
+from .tile import BANKS, BLOCK_STAGES, WORDS, Tile, splits, tiles_of, weight_tiles_of
 
-ENOUGH_BLOCKS = 256  # two for each multiprocessor of a large chip: below that, narrower tiles use more of it
+MULTIPROCESSORS = 128  # of a large chip
+ENOUGH_BLOCKS = 2 * MULTIPROCESSORS  # below that, narrower tiles use more of it
+# The next two are estimates, which no GPU has timed: a stage takes half a microsecond, a launch two or three.
+PART_STAGES = 8  # of a split product, at least: fewer take no longer than the launch that adds the parts
+SPLIT_SUMS = 2**16  # of a split product, at most: the partial sums of more take as long to move as is won
 PART_TERMS = 2048  # samples of grad_weight that are summed in one go if memory allows
-WORKSPACE_BYTES = 48 * 2**20  # for parts of grad_weight
+WORKSPACE_BYTES = 48 * 2**20  # for parts of grad_weight, or of a split product
 SLACK = 8  # part of the columns that spaced tiles may waste
 
 
@@ -77,6 +85,7 @@ class Sizes(NamedTuple):
     term_channels: int
     taps: int
     stages: int
+    part_stages: int  # of a thread block; all of them where the product is not split
     stage_words: int
     panel_words: int
     stage_rows: int
@@ -157,11 +166,28 @@ def sizes_of(layer: Layer, tile: Tile, batch: int, origin: int, crop_out: int, q
     lanes = 32
     while lanes < tile.threads and rows * lanes < tile.threads and width > lanes:
         lanes *= 2
+    part_stages = _part_stages(layer, tile, by_item if spaced else together, batch * positions)
     return Sizes(
         layer.groups, layer.row_tiles, layer.channels * layer.phases, layer.phases, layer.term_channels, layer.taps,
-        layer.stages, layer.stage_words, layer.panel_words, rows, int(spaced), layer.step_in, layer.slope, origin,
-        layer.step_out, crop_out, q_first, positions, width, pitch, lanes,
+        layer.stages, part_stages, layer.stage_words, layer.panel_words, rows, int(spaced), layer.step_in, layer.slope,
+        origin, layer.step_out, crop_out, q_first, positions, width, pitch, lanes,
     )  # fmt: skip
+
+
+def _part_stages(layer: Layer, tile: Tile, column_tiles: int, columns: int) -> int:
+    """How many stages a thread block sums: all, or as few as it takes for all blocks to be at work at once.
+
+    Few tiles leave most of a chip idle, and each waits for its own long stretch of weights.
+    """
+    sums = layer.groups * layer.channels * layer.phases * columns
+    blocks = -(-layer.stages // BLOCK_STAGES)
+    parts = min(
+        MULTIPROCESSORS * tile.resident // (layer.groups * layer.row_tiles * column_tiles), layer.stages // PART_STAGES
+    )
+    too_many = sums > SPLIT_SUMS or blocks * sums * layer.arithmetic.word_bytes > WORKSPACE_BYTES
+    if parts < 2 or too_many or not splits(tile, layer.arithmetic):
+        return max(1, layer.stages)
+    return -(-blocks // parts) * BLOCK_STAGES
 
 
 def pitch_of(width: int, planes: int, taps: int) -> int:  # noqa: ARG001  # as fragment_pitch
@@ -187,7 +213,14 @@ def column_tiles(sizes: Sizes, tile: Tile, batch: int) -> int:
 
 def blocks_of(sizes: Sizes, tile: Tile, batch: int) -> int:
     """Blocks of a launch."""
-    return sizes.groups * sizes.row_tiles * column_tiles(sizes, tile, batch)
+    return sizes.groups * sizes.row_tiles * parts_of(sizes) * column_tiles(sizes, tile, batch)
+
+
+def parts_shape(sizes: Sizes, batch: int) -> tuple[int, int, int, int]:
+    """(partial sums of an element, rows of all groups, N, positions) of what waits in memory; empty if nothing does."""
+    if parts_of(sizes) == 1:
+        return (0, 0, 0, 0)
+    return (-(-sizes.stages // BLOCK_STAGES), sizes.groups * sizes.rows, batch, sizes.positions)
 
 
 def tile_for(layer: Layer, batch: int, positions: int) -> Tile:
@@ -224,13 +257,26 @@ def weight_sizes(
     return WeightSizes(groups, row_tiles, column_tiles, stages, part_stages, plan.stride, plan.dilation, crop_left)
 
 
-def parts_of(sizes: WeightSizes) -> int:
+def parts_place(sizes: Sizes) -> tuple[int, int, int]:
+    """(own_phases, step_out, shift) of a split product, as parts.add_parts is told."""
+    return sizes.phases, sizes.step_out, sizes.q_first * sizes.step_out - sizes.crop_out
+
+
+def parts_of(sizes: Sizes | WeightSizes) -> int:
     """Parts that the terms are cut into; one where there are none."""
     return max(1, -(-sizes.stages // sizes.part_stages))
 
 
 # --- what a kernel asks -----------------------------------------------------------------------------------------------
 # Plain functions that the kernels compile; `j` and `t` differ from thread to thread.
+
+
+def block_at(sizes: Sizes, block: Any) -> tuple[Any, Any, Any]:
+    """(tile of rows, of all groups; part; tile of columns) of a thread block."""
+    row_tiles = sizes.groups * sizes.row_tiles
+    parts = max(1, -(-sizes.stages // sizes.part_stages))
+    rest = block // row_tiles
+    return block % row_tiles, rest % parts, rest // parts
 
 
 def column_at(sizes: Sizes, columns: int, batch: int, column_tile: int, j: Any) -> tuple[Any, Any]:

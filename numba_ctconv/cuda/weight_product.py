@@ -3,8 +3,8 @@
     grad_weight[i, o, k] = Σ_n Σ_t x[n, i, t] · dy[n, o, t·stride + k·dilation - crop_left]
 
 The terms are the samples of all items, one item after the other, WORDS words of them to a stage. Where the weights are
-too few to fill a chip, the terms are cut into parts, each a block of its own, whose sums wait in memory and are added
-up in order.
+too few to fill a chip, the terms are cut into parts, each a block of its own, whose sums wait in memory, where parts.py
+adds them up in order.
 tiles.py says where the cuts are; fast.py calls, with memory for all.
 """
 
@@ -18,21 +18,7 @@ from .simt import cuda, device, kernel, ptx
 from .tile import BLOCK_STAGES, DEPTH, WORDS, thread_place
 from .words import copy_times
 
-SUM_THREADS = 256
 stage_meets_edge = device(tiles.stage_meets_edge)
-
-
-@kernel(SUM_THREADS, 4)
-def add_parts(parts, grad_weight):
-    """grad_weight[i, o, k] = Σ parts[part, i, o, k], in order."""
-    _, row_channels, kernel_size = grad_weight.shape
-    element = cuda.blockIdx.x * SUM_THREADS + cuda.threadIdx.x
-    k, o, i = element % kernel_size, element // kernel_size % row_channels, element // kernel_size // row_channels
-    there = element < grad_weight.size
-    total = parts.dtype.type(0)
-    for part in range(parts.shape[0]):
-        total = total + ptx.load_weight(parts, part, i, o, k, there)
-    ptx.store_sample(grad_weight, i, o, k, total, there)
 
 
 @functools.cache
@@ -93,8 +79,12 @@ def weight_product(tile, arithmetic):
             partial = multiply_stage(partial, at, room, thread)
         return partial
 
+    @device
+    def add_block(total, partial, stage):
+        return ptx.add(total, partial)
+
     zero_sums = ptx.zero_sums(kind, tile.thread_rows * tile.thread_columns)
-    sums_of = pipeline(zero_sums, load, multiply, DEPTH, BLOCK_STAGES, stage_room)
+    sums_of = pipeline(zero_sums, load, multiply, add_block, DEPTH, BLOCK_STAGES, stage_room)
 
     @kernel(threads, tile.resident)
     def run(grad_output, input, sizes, target):
@@ -122,7 +112,7 @@ def weight_product(tile, arithmetic):
 
         loaded = (grad_output, input, room, sizes, first_stage, group, first_row, column_o, column_place, thread)
         multiplied = (grad_output, input, room, sizes, first_stage, kernel_size, column_place, thread)
-        total = sums_of(stages, loaded, multiplied)
+        total = sums_of(stages, loaded, multiplied, ())
         row, column = place(thread)
         store_sums(room, row * pitch + column, total)
         cuda.syncthreads()

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("numba_cuda", reason="numba-cuda is not installed")
 from numba import cuda
 
-from numba_ctconv import ConvTranspose1d
+from numba_ctconv import ConvTranspose1d, conv_transpose1d
 from numba_ctconv.benchmark.workloads import Problem
 from numba_ctconv.cuda import ENGINE, arrays, launches, producers, queues
 
@@ -333,6 +333,17 @@ def test_torch_keeps_memory_that_another_stream_uses(forward, operands, waits, m
     forward(torch.Tensor(x), torch.Tensor(w), Foreign(b), stream=96)
     assert torch.log == [("record_stream", 96), ("record_stream", 96), ("stream", 96), ("empty", "float32", "cuda:0")]
     assert waits == [(queues.Queue(0, 96), 64)]
+
+
+def test_torch_allocates_what_a_split_product_leaves_in_memory(monkeypatch):
+    monkeypatch.setattr(queues, "stream_of", lambda _: 0)
+    torch = FakeTorch(current=64)
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    problem = Problem("split", 1, 300, 4, 2, 4, stride=2)
+    operands = problem.operands()
+    result = conv_transpose1d(*map(torch.Tensor, operands[:3]), stride=2, algorithm="tiled")
+    assert torch.log == 3 * [("stream", 64), ("empty", "float32", "cuda:0")]  # the output, panels, partial sums
+    np.testing.assert_array_equal(ENGINE.download(result), conv_transpose1d(*operands[:3], stride=2))
 
 
 @pytest.mark.skipif(not queues.SIMULATED, reason="the streams do not exist")

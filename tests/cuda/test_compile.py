@@ -60,8 +60,8 @@ for kind in (types.float16, types.bfloat16, types.float32, types.float64):
 # Every tile that there is, so all that a layer and a length can ask for. The weight gradient of halves is stored in
 # their dtype or, where it is summed in parts, in float32.
 TILED = """
-from numba_ctconv.cuda import arithmetic, depthwise, depthwise_weight, packing, product, row_cuts, tile, tiles
-from numba_ctconv.cuda import weight_product
+from numba_ctconv.cuda import arithmetic, depthwise, depthwise_weight, packing, parts, product, row_cuts
+from numba_ctconv.cuda import tile, tiles, weight_product
 def keep(name, kernel, *signature):
     bounds = kernel.targetoptions["launch_bounds"]
     ptx[name] = cuda.compile_ptx(kernel.py_func, signature, cc=capability, launch_bounds=bounds)[0]
@@ -76,23 +76,23 @@ for own in arithmetic.ALL:
     kind = getattr(types, own.name.replace("tf32", "float32"))
     word = getattr(types, own.word.name)
     a, bias, panels = types.Array(kind, 3, "A"), types.Array(kind, 1, "A"), types.Array(word, 1, "A")
+    sums = types.Array(word, 4, "A")
     keep(f"pack {own.name}", packing.pack(own), a, integers, *[i] * 11, panels)
     if own.name != "tf32":
         keep(f"depthwise forward {own.name}", depthwise.forward(own), a, a, bias, integers, cut, a)
         keep(f"depthwise grad_input {own.name}", depthwise.grad_input(own), a, a, back, a)
-        sums = types.Array(word, 4, "A")
         keep(f"depthwise grad_weight {own.name}", depthwise_weight.grad_weight(own), a, a, integers, weight_cut, sums)
-        keep(f"add_parts {own.name}", weight_product.add_parts, sums, a)
+        keep(f"add_parts {own.name}", parts.add_parts, sums, integers, bias, i, i, i, a)
     for rows, shapes in tile.tiles_of(own).items():
         for each in shapes:
             name = f"{rows} x {each.columns}"
-            keep(f"product {name} {own.name}", product.product(each, own), a, panels, integers, bias, places, a)
+            keep(f"product {name} {own.name}", product.product(each, own), a, panels, integers, bias, places, sums, a)
     for rows, shapes in tile.weight_tiles_of(own).items():
         for each in shapes:
             name = f"{rows} x {each.columns}"
-            for sums in {kind, word}:
+            for into in {kind, word}:
                 run = weight_product.weight_product(each, own)
-                keep(f"weight_product {name} into {sums} {own.name}", run, a, a, cuts, types.Array(sums, 4, "A"))
+                keep(f"weight_product {name} into {into} {own.name}", run, a, a, cuts, types.Array(into, 4, "A"))
 """
 MOST_SPECIALISATIONS = 60
 MULTIPLIES = {
@@ -196,6 +196,19 @@ def test_tiled_kernels_stay_in_their_dtype_and_need_no_atomics(tiled):
             assert "cp.async" in code, name
         if "depthwise" in name and not name.endswith("float64"):
             assert "fma.rn.f32" in code, name
+
+
+def test_loads_of_parts_are_under_way_together(tiled):
+    """None waits for a sum or a branch: parts lie far apart."""
+    _, codes = tiled
+    for name, code in codes.items():
+        if name.startswith("add_parts"):
+            loop = innermost_loop(code, "@p ld.global")
+            loads = [n for n, line in enumerate(loop) if "ld.global" in line]
+            sums = [n for n, line in enumerate(loop) if re.search(r"\badd\.(?:rn\.)?f(?:32|64)", line)]
+            assert len(loads) == len(sums) == 16
+            assert max(loads) < min(sums)
+            assert [n for n, line in enumerate(loop) if re.search(r"\bbra\b", line)] == [len(loop) - 1]
 
 
 def test_tensor_cores_take_rounded_operands(tiled):

@@ -124,6 +124,48 @@ for mode in modes:
 """
 
 
+SPLIT = """
+from cuda.bindings import driver as bindings
+from numba import cuda
+import numba_ctconv as nc
+from numba_ctconv.cuda import launches, parts, tiles
+problem = Problem("split", 1, 600, 8, 2, 4, stride=2)
+started, lent, added = launches.run, [], []
+def run(prepared, queue, *given):
+    added.append(prepared.kernel is parts.add_parts)
+    lent.extend(view.address for view in given if len(view.shape) == 4 and view.size and not added[-1])
+    started(prepared, queue, *given)
+launches.run = run
+stream, other = cuda.stream(), cuda.stream()
+memory = device.DeviceArrays(FORMATS["float32"])
+layer = nc.ConvTranspose1d.from_state_dict(
+    {"weight": problem.operands().weight, "bias": problem.operands().bias}, stride=2, device="cuda", algorithm="tiled"
+)
+def call(of, on=stream):
+    x, out = memory.put(of.operands().input), memory.empty(of.operands().grad_output.shape, None)
+    added.clear()
+    lent.clear()
+    before = [count(kind) for kind in ("allocations", "waits")]
+    layer(x, out=out, stream=on)
+    after = [count(kind) for kind in ("allocations", "waits")]
+    return [added.count(True), [b - a for a, b in zip(before, after)], list(lent), len(parts.add_parts.overloads)]
+longer = problem.with_length(1, 20_000)
+for name, of in (("long", longer), ("short", problem), ("again", problem)):
+    told[name] = call(of)
+told["other stream"] = call(problem, other)
+x, out = memory.put(problem.operands().input), memory.empty(problem.operands().grad_output.shape, None)
+lent.clear()
+bindings.cuStreamBeginCapture(int(stream), bindings.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_GLOBAL)
+try:
+    layer(x, out=out, stream=stream)
+finally:
+    bindings.cuStreamEndCapture(int(stream))
+told["graph"] = list(lent)
+told["after"] = call(problem)
+told["kept"] = [view.address for view in layer._kept["of graphs"]]
+"""
+
+
 WORDS = """
 import threading
 from numba import cuda
@@ -133,6 +175,7 @@ from numba_ctconv.cuda.launch import Configuration
 from numba_ctconv.cuda.queues import Queue
 from numba_ctconv.geometry import plan
 x, w, y = (cuda.device_array(shape, np.float32) for shape in ((3, 4, 50), (4, 2, 3), (3, 2, 60)))
+sums = cuda.device_array((2, 3, 4, 5), np.float32)
 x, bias, none = x[:, ::2, 5:45], cuda.device_array(2, np.float32), cuda.device_array(0, np.float32)
 table, sizes = cuda.device_array(9, np.int64), tiles.Sizes(*range(100, 100 + len(tiles.Sizes._fields)))
 own = tile.FMA_TILES[4][16][-1]
@@ -143,7 +186,7 @@ launched = {
         forward.gather, 32, (others[0][:, ::2, 5:45], *others[1:3], 2, 1, -7, 0, 2**40, 1, others[3])
     ),
     "without bias": (forward.gather, 32, (x, w, none, 2, 1, 1, 0, 3, 1, y)),
-    "product": (product.product(own, FLOAT32), own.threads, (x, bias, table, bias, sizes, y)),
+    "product": (product.product(own, FLOAT32), own.threads, (x, bias, table, bias, sizes, sums, y)),
 }
 asked = ctypes.c_long.in_dll(driver, "idle_asked")
 def words():
@@ -247,6 +290,19 @@ def test_a_graph_takes_a_weight_that_is_packed_or_packs_its_own(on_idle_driver):
     assert len(told) == 3 * 3
     for when, what in told.items():
         assert what == ([0, 1, 0] if when.startswith("CU_") else [0, 0, 0]), when
+
+
+def test_parts_lie_in_memory_that_a_stream_lends_or_a_graph_keeps(on_idle_driver):
+    """By [launches that add parts, [allocations, waits], where the parts lie, dtypes that adding is compiled for]."""
+    told = on_idle_driver(SPLIT)
+    assert told["long"][0] == 0
+    assert told["long"][3] == 1  # compiled, though it is the next length that adds
+    adds, (allocations, waits), parts, compiled = told["short"]
+    assert (adds, allocations, waits, compiled) == (1, 1, 0, 1)
+    assert told["again"] == [1, [0, 0], parts, 1]
+    assert told["other stream"][2] != parts
+    assert told["graph"] == told["kept"] != parts
+    assert told["after"] == told["again"]
 
 
 def test_a_launch_passes_the_words_that_numba_passes(on_idle_driver):

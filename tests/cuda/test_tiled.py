@@ -29,6 +29,8 @@ from numba_ctconv.cuda import (
     launches,
     multiply,
     packing,
+    parts,
+    product,
     queues,
     simt,
     tile,
@@ -111,6 +113,7 @@ LARGE = {
     "groups": Problem("groups", 2, 24, 50, 40, 6, stride=3, groups=2, padding=2),
     "reach_beyond_a_tile": Problem("reach", 2, 5, 6, 160, 5, stride=2, dilation=90, padding=(100, 55)),
     "short_items": Problem("short", 40, 20, 34, 3, 4, stride=2, padding=1),
+    "few_tiles": Problem("few", 1, 520, 21, 3, 4, stride=2, padding=(1, 0)),
 }
 large = pytest.mark.parametrize("problem", LARGE.values(), ids=LARGE)
 
@@ -144,6 +147,123 @@ def test_bits_depend_neither_on_the_tile_nor_on_how_samples_lie(monkeypatch, pro
     monkeypatch.setattr(tiles, "SLACK", slack)
     fast.forget()
     same_bits([forward(problem, operands, **options), backward(problem, operands, **options)[0]], usual)
+
+
+@pytest.fixture
+def split(monkeypatch):
+    """Have products split into parts of a few stages, or not: split(stages) -> the launches from then on."""
+    launched = []
+
+    def run(prepared, queue, *arguments):
+        launched.append(prepared)
+        if queues.SIMULATED and prepared.kernel is not parts.add_parts:
+            for sums in arguments:
+                if sums.ndim == 4:
+                    sums[...] = np.nan  # what nobody writes, shows
+        return started(prepared, queue, *arguments)
+
+    started = launches.run
+    monkeypatch.setattr(launches, "run", run)
+
+    def into(stages):
+        monkeypatch.setattr(tiles, "PART_STAGES", stages or 10**9)
+        monkeypatch.setattr(tiles, "SPLIT_SUMS", 10**9)
+        fast.forget()
+        launched.clear()
+        return launched
+
+    return into
+
+
+def adding(launched):
+    """How many of the launches add parts."""
+    return sum(each.kernel is parts.add_parts for each in launched)
+
+
+def products(problem, operands, precision):
+    """What is split: the output and the gradient of the input."""
+    _, w, _, dy = on_device(operands)
+    out = nc.Gradients(ENGINE.upload(np.full(operands.input.shape, np.nan, dy.dtype)), None, None)
+    nc.conv_transpose1d_backward(
+        dy, None, w, **problem.backward_parameters, algorithm="tiled", needs=("input",), precision=precision, out=out,
+        input_length=problem.input_length,
+    )  # fmt: skip
+    return [forward(problem, operands, precision=precision), ENGINE.download(out.input)]
+
+
+SPLIT = {
+    "few_tiles": LARGE["few_tiles"],
+    "several_items": Problem("several", 2, 41, 47, 40, 4, stride=2, padding=1),
+    "short_items": Problem("dense", 40, 140, 9, 3, 4, stride=2, padding=1),
+    "groups": Problem("groups", 2, 60, 50, 40, 6, stride=3, groups=2, padding=2),
+    "cropped_families": Problem("families", 2, 40, 3, 17, 7, stride=3, dilation=2, padding=(11, -4), bias=False),
+}
+
+
+@pytest.mark.parametrize("problem", SPLIT.values(), ids=SPLIT)
+@arithmetics
+def test_bits_do_not_depend_on_whether_a_product_is_split(split, problem, dtype, precision):
+    operands = normal(problem, dtype)
+    launched = split(None)
+    whole = products(problem, operands, precision)
+    assert adding(launched) == 0
+    for stages in (1, 3):  # of a block, and of several, where there are as many
+        launched = split(stages)
+        same_bits(products(problem, operands, precision), whole)
+        assert stages > 1 or adding(launched) > 0
+
+
+@arithmetics
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_inf_in_a_weight_means_the_same_to_all_parts(split, dtype, precision):
+    """A tile leaves absent samples out in all of its parts, whichever of them meets the weight."""
+    problem = Problem("infinite", 2, 70, 60, 6, 5, stride=2, padding=(3, 2))
+    operands = normal(problem, dtype)
+    operands.weight[0, 0, :], operands.weight[69, 3, 1], operands.weight[30, 59, 4] = np.inf, np.nan, -np.inf
+    split(None)
+    whole = products(problem, operands, precision)
+    assert all(np.isfinite(values).any() and not np.isfinite(values).all() for values in whole)
+    for stages in (1, 3):
+        launched = split(stages)
+        same_bits(products(problem, operands, precision), whole)
+        assert adding(launched) >= (2 if stages == 1 else 1)
+
+
+@emulated
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_all_parts_of_a_tile_take_the_same_way(split, monkeypatch):
+    """Tensor cores may add in another order than the sums that leave absent samples out, and do so here."""
+
+    def products_first(name):
+        multiply_add = in_turn(name)
+        return lambda sums, *operands: sums + multiply_add(np.zeros_like(sums), *operands)
+
+    in_turn = simt.tensor.multiply_add
+    monkeypatch.setattr(simt.tensor, "multiply_add", products_first)
+    kept = (fast._kernels, product.product)
+    try:
+        for each in kept:
+            each.cache_clear()
+        problem = Problem("one_way", 1, 200, 20, 3, 4, stride=2)
+        operands = normal(problem, np.float32)
+        split(None)
+        finite = forward(problem, operands, precision="tf32")
+        operands.weight[199, 3, 1] = np.inf  # of the last stage
+        whole = forward(problem, operands, precision="tf32")
+        assert not np.array_equal(whole[:, 4:], finite[:, 4:])
+        split(1)
+        same_bits([forward(problem, operands, precision="tf32")], [whole])
+    finally:
+        for each in kept:
+            each.cache_clear()
+
+
+def test_few_tiles_are_split_by_themselves(split):
+    problem = LARGE["few_tiles"]
+    operands = problem.operands()
+    launched = split(tiles.PART_STAGES)
+    same_bits([forward(problem, operands)], expected_of(problem, operands)[:1])
+    assert adding(launched) == 1
 
 
 @pytest.mark.parametrize("own", [arithmetic.FLOAT32, arithmetic.TF32], ids=lambda own: own.name)
@@ -388,6 +508,61 @@ def test_stages_fit_their_room_and_columns_are_covered_once(problem, own):
             assert found == list(itertools.product(range(batch), range(place[3])))
             rows = layer.channels * layer.phases
             assert (layer.row_tiles - 1) * layer.tile_rows < rows <= layer.row_tiles * layer.tile_rows
+
+
+def cut(problem, own):
+    """(layer, tile, sizes) of forward's families and of grad_input."""
+    batch = problem.batch or 1
+    for layer, place in products_of(problem, own):
+        each = tiles.tile_for(layer, batch, place[3])
+        yield layer, each, tiles.sizes_of(layer, each, batch, *place)
+
+
+TINY = [
+    problem
+    for problem in layer_problems()
+    if problem.name.split("/")[0] in {"rave_v2_stream", "diffusion_policy"}
+    or problem.name in {"mimi_stream/up0", "mimi_stream/up1"}
+]
+
+
+@pytest.mark.parametrize("problem", [*LAYERS, *TINY], ids=lambda problem: problem.name)
+@every
+def test_parts_of_a_product_cover_all_stages_of_all_tiles_once(problem, own):
+    batch = problem.batch or 1
+    for layer, each, sizes in cut(problem.with_length(batch, min(problem.input_length, 300)), own):
+        count, columns = tiles.parts_of(sizes), tiles.column_tiles(sizes, each, batch)
+        blocks = tiles.blocks_of(sizes, each, batch)
+        assert sorted(tiles.block_at(sizes, block) for block in range(blocks)) == list(
+            itertools.product(range(layer.groups * layer.row_tiles), range(count), range(columns))
+        )
+        assert (count - 1) * sizes.part_stages < layer.stages <= count * sizes.part_stages
+        shape = tiles.parts_shape(sizes, batch)
+        if count == 1:
+            assert math.prod(shape) == 0
+            continue
+        assert sizes.part_stages % tile.BLOCK_STAGES == 0
+        assert blocks <= each.resident * tiles.MULTIPROCESSORS
+        assert shape[0] * tile.BLOCK_STAGES >= layer.stages > (shape[0] - 1) * tile.BLOCK_STAGES
+        assert shape[1:] == (layer.groups * layer.channels * layer.phases, batch, sizes.positions)
+        assert math.prod(shape) * own.word_bytes <= tiles.WORKSPACE_BYTES
+
+
+@pytest.mark.parametrize("problem", TINY, ids=lambda problem: problem.name)
+def test_tiny_inputs_are_split(problem):
+    for layer, each, sizes in cut(problem, arithmetic.FLOAT32):
+        alone = tiles.blocks_of(sizes._replace(part_stages=layer.stages), each, 1)
+        assert alone <= 64
+        assert tiles.blocks_of(sizes, each, 1) >= min(3 * alone, tiles.MULTIPROCESSORS)
+
+
+@pytest.mark.parametrize("problem", layer_problems(), ids=lambda problem: problem.name)
+@every
+def test_what_fills_a_chip_is_not_split(problem, own):
+    for _, each, sizes in cut(problem, own):
+        alone = tiles.blocks_of(sizes._replace(part_stages=sizes.stages), each, problem.batch or 1)
+        if alone >= tiles.ENOUGH_BLOCKS:
+            assert tiles.parts_of(sizes) == 1
 
 
 @layers
