@@ -19,6 +19,7 @@ from .arrays import VIEW, Form, Memory
 from .queues import Queue
 
 BYTE = np.dtype(np.uint8)
+KEPT_MEMORIES = 8  # for as many streams, the latest: others may be gone
 
 
 class Producer(Protocol):
@@ -237,6 +238,8 @@ def borrowed(form: Form, like: Any, queue: Queue, of_graphs: list[Any] | None) -
         memory = arrays.memory_of(own)._replace(shape=form.shape, strides=form.strides, dtype=form.dtype)
         yield arrays.view(memory, own, producer, form)
         _given_back[queue] = own
+        for other in list(_given_back)[:-KEPT_MEMORIES]:
+            _given_back.pop(other, None)
 
 
 def keep(view: Any, queue: Queue) -> None:

@@ -421,3 +421,25 @@ def test_layouts_share_one_compilation(forward, operands):
     for layout in ("sliced", "negative", "transposed"):
         forward(*(Foreign(*strided(a)[layout], read_only=True) for a in operands[:3]))
     assert len(gather.overloads) == compiled
+
+
+# --- workspace --------------------------------------------------------------------------------------------------------
+
+
+def test_a_stream_keeps_its_workspace_and_few_streams_do(monkeypatch):
+    """The next call on a stream gets the memory of the last, but of streams that may be gone only the latest count."""
+    monkeypatch.setattr(producers, "_given_back", {})
+    like, form = cuda.to_device(np.zeros(1, np.float32)), arrays.contiguous_form(np.dtype(np.float32), (3, 5))
+
+    def address(stream):
+        with producers.borrowed(form, like, queues.Queue(0, stream), None) as own:
+            assert own.shape == (3, 5)
+            return arrays.memory_of(own).address
+
+    first = address(64)
+    assert address(64) == first
+    for stream in range(100, 100 + 2 * producers.KEPT_MEMORIES):
+        address(stream)
+    assert list(producers._given_back) == [
+        queues.Queue(0, 100 + producers.KEPT_MEMORIES + k) for k in range(producers.KEPT_MEMORIES)
+    ]
