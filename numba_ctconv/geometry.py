@@ -13,6 +13,7 @@ r_k = (k·dilation) mod stride at shift h_k = (k·dilation) div stride:
 """
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -95,6 +96,12 @@ class Geometry(NamedTuple):
     crops: Crops
     input_length: int
     output_length: int
+
+    def positions(self, phases: Sequence[int]) -> tuple[int, int]:
+        """The first position of which one of these phases, which rise, lies in the output, and how many there are."""
+        first = -((int(phases[-1]) - self.crops.left) // self.plan.stride)
+        last = (self.crops.left + self.output_length - 1 - int(phases[0])) // self.plan.stride
+        return first, last - first + 1
 
 
 def crops_of(padding: int | Crops, output_padding: int = 0) -> Crops:

@@ -109,7 +109,7 @@ class CpuEngine:
                 machine.stretches(workers, batch * out_channels, length), output,
             )  # fmt: skip
             return
-        positions = (crop + length - 1) // plan.stride - crop // plan.stride + 1
+        _, positions = geometry.positions(range(plan.stride))
         tile = machine.tile(weight.shape[1], plan.stride, positions, output.itemsize)
         span = min(tile.stretch + plan.shift(plan.kernel_size - 1), geometry.input_length)
         sums = np.empty((workers, *tile), output.dtype)

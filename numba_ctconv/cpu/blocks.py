@@ -16,10 +16,10 @@ from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
 from .tile_sums import few_of, few_stored
 
-PANELS_BYTES = 2 * 1024 * 1024  # that are made right before they are used: many, so that weights are read far
+PANELS_BYTES = 2 * 1024 * 1024  # made right before they are used: of many tiles, so that rows of weights are read on
 TOTALS_BYTES = 512 * 1024  # of sums that wait while panels of other channels are made
 BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefetchers follow,
-MADE_GROUPS = 8  # and groups of tiles whose panels are made of them at once, so that they are read far
+MADE_GROUPS = 8  # and groups of tiles whose panels are made of them at once, for the same reason
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
 LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
@@ -63,10 +63,12 @@ def forward_calls(
 ) -> tuple[Call, ...]:
     """What a forward pass takes, for each family of phases; its panels are there if they are `packed`."""
     crop, long = geometry.crops.left, is_long(families, geometry, shape)
-    return tuple(
-        call_of(own, Problem(groups, shape, strides, long, packed, 0, crop, *positions_of(own.layout, geometry)))
-        for own in families
-    )
+    calls = []
+    for own in families:
+        first, positions = geometry.positions(own.layout.phases)  # none where the output is too short for the phases
+        problem = Problem(groups, shape, strides, long, packed, 0, crop, first, max(positions, 1))
+        calls.append(call_of(own, problem))
+    return tuple(calls)
 
 
 @functools.lru_cache(maxsize=128)
@@ -77,14 +79,6 @@ def grad_input_calls(
     crop, length, long = geometry.crops.left, geometry.input_length, is_long(families, geometry, shape)
     problem = Problem(groups, shape, strides, long, packed, crop, 0, 0, length)
     return tuple(call_of(own, problem) for own in families)
-
-
-def positions_of(layout: Layout, geometry: Geometry) -> tuple[int, int]:
-    """The first position of which a phase of the family lies in the output, and how many there are; at least one."""
-    step, crop = geometry.plan.stride, geometry.crops.left
-    first = -((int(layout.phases[-1]) - crop) // step)
-    last = (crop + geometry.output_length - 1 - int(layout.phases[0])) // step
-    return first, max(last - first + 1, 1)
 
 
 def is_long(families: Families, geometry: Geometry, shape: tuple[int, ...]) -> bool:
@@ -183,19 +177,18 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     if few_of.py_func(columns, layout) == columns:  # rows so short that many share a cache line
         pitch = layout.lead + few_stored.py_func(columns) + layout.tail
     short = columns <= min(strip, layout.lanes + min(layout.few_columns, layout.lanes - 1))  # one vector and a few
-    group_tiles = max(layout.few_tiles, layout.tall_tiles)
-    together, block_channels = (0, 0) if packed else made_at_once(layout, group_tiles, blocks, short)
+    together, block_channels = (0, 0) if packed else made_at_once(layout, blocks, short)
     far_columns = 0
     if layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full):
         far_columns = full if length > NARROW * full else layout.lanes
         row_sums = far_columns * layout.rows
     return Sizes._make(
-        (*layout.fixed, group_tiles, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns,
+        (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns,
          int(in_place), row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 
-def made_at_once(layout: Layout, group_tiles: int, blocks: int, short: bool) -> tuple[int, int]:
+def made_at_once(layout: Layout, blocks: int, short: bool) -> tuple[int, int]:
     """Tiles whose panels are made and used while they are in a cache, and of how many channels.
 
     Of no tiles where all panels are better made first, and of 0 channels where they are whole. `short` are so few
@@ -204,7 +197,7 @@ def made_at_once(layout: Layout, group_tiles: int, blocks: int, short: bool) -> 
     if short and layout.takes_blocks and layout.row_tiles * layout.most_sums * layout.itemsize <= TOTALS_BYTES:
         whole_blocks = BLOCK_CHANNELS * layout.taps % BLOCK == 0
         channels = BLOCK_CHANNELS if whole_blocks else 2 * BLOCK_CHANNELS
-        return min(-(-layout.row_tiles // group_tiles), MADE_GROUPS) * group_tiles, channels
+        return min(-(-layout.row_tiles // layout.group_tiles), MADE_GROUPS) * layout.group_tiles, channels
     if blocks > MOST_BLOCKS_REMADE:
         return 0, 0
     panel_bytes = max(1, len(layout.term_rows) * layout.rows * layout.itemsize)

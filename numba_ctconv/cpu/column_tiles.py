@@ -18,8 +18,8 @@ from .microkernels import PANEL_AHEAD, SIGNATURE
 
 # Columns that a tile may have: what chunks of 1, 2, 4 and 8 samples reach, and the one that whole vectors leave over.
 COLUMNS = (1, 2, 3, 5, 9)
-FASTEST = 2  # columns, of which weights are met as fast as they come
-NEAR_AHEAD = 256  # bytes of a panel, where prefetchers do more
+NEAR_COLUMNS = 2  # up to which weights are met as fast as they come:
+NEAR_AHEAD = 256  # bytes of a panel that are asked for ahead, where prefetchers do more
 
 
 @intrinsic(prefer_literal=True)
@@ -48,14 +48,19 @@ def panel_width(rows: int) -> int:
     return 1 << (rows - 1).bit_length()
 
 
+def panels_joined(lanes: int, rows: int) -> int:
+    """Panels whose rows a vector holds side by side: two where it has room."""
+    return 2 if 2 * panel_width(rows) <= lanes else 1
+
+
 def few_tiles(lanes: int, rows: int) -> int:
-    """Panels that a tile of few columns takes: a few vectors of them, of which each may hold two."""
-    return ColumnTile.vectors * (2 if 2 * panel_width(rows) <= lanes else 1)
+    """Panels that a tile of few columns takes: a few vectors of them."""
+    return ColumnTile.vectors * panels_joined(lanes, rows)
 
 
 def fit_together(lanes: int, rows: int, count: int) -> bool:
     """Whether the sums of two vectors of so many columns fit the registers, beside those and a sample."""
-    registers = -(-few_tiles(lanes, rows) // ColumnTile.vectors * panel_width(rows) // lanes)  # of one vector
+    registers = -(-panels_joined(lanes, rows) * panel_width(rows) // lanes)  # of one vector
     return 2 * registers * (count + 1) + 1 <= target.vector_registers()
 
 
@@ -69,18 +74,16 @@ class ColumnTile(Emitter):
     vectors = 4  # of a column
 
     def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
-        self.rows, self.width, self.tiles = rows, panel_width(rows), few_tiles(lanes, rows)
+        self.rows, self.width, self.each = rows, panel_width(rows), panels_joined(lanes, rows)
         self.together = [count for count in COLUMNS if fit_together(lanes, rows, count)]
-        super().__init__(builder, double, self.tiles // self.vectors * self.width)
+        super().__init__(builder, double, self.each * self.width)
 
     def write(self, count, panels, slab, offsets, terms, block, start, given, out):
         builder = self.builder
         together = 2 if count in self.together else 1  # of the vectors
-        with self.loop(given, I64(together * self.tiles // self.vectors)) as loop:  # over panels
-            own = [
-                self.index_at(panels, builder.add(loop.index, I64(k)))
-                for k in range(together * self.tiles // self.vectors)
-            ]
+        own_panels = together * self.each
+        with self.loop(given, I64(own_panels)) as loop:
+            own = [self.index_at(panels, builder.add(loop.index, I64(k))) for k in range(own_panels)]
             first = builder.mul(loop.index, I64(self.width))
             places = {
                 (t, c): self.element_at(out, builder.add(first, I64((c * self.vectors + t) * self.lanes)))
@@ -95,8 +98,8 @@ class ColumnTile(Emitter):
 
     def add(self, count, panels, slab, offsets, terms, block, places):
         """Add what some panels contribute, a block of terms after the other, to what lies at places: of (t, c)."""
-        builder, joined = self.builder, self.tiles // self.vectors
-        ahead = NEAR_AHEAD if target.follows_streams() and count <= FASTEST else PANEL_AHEAD
+        builder = self.builder
+        ahead = NEAR_AHEAD if target.follows_streams() and count <= NEAR_COLUMNS else PANEL_AHEAD
         with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
             with self.loop(own_terms, I64(1), [self.zero()] * len(places)) as own:
@@ -104,7 +107,7 @@ class ColumnTile(Emitter):
                 weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
                 for address in self.every_second(weights, self.rows, r):
                     self.prefetch(builder.add(address, I64(ahead)), write=False)
-                w = [self.joined(*weights[t : t + joined]) for t in range(0, len(panels), joined)]
+                w = [self.joined(*weights[t : t + self.each]) for t in range(0, len(panels), self.each)]
                 at = self.element_at(slab, self.index_at(offsets, r))
                 sums = dict(zip(places, own.values, strict=True))
                 for c in range(count):  # in turn, else LLVM would hold all of a term's samples and spill a sum

@@ -34,6 +34,10 @@ def sum_far(
             continue
         target = direct_target(sizes, phases, column + done, span, channel, channels, rows, output)
         target = target if own == span else 0
+        to, step = address_of(staging), span * sizes.slots
+        if target != 0:
+            to, step = target, output.strides[1] // size
+        slab_at = block_at + strip * strip_size + (done - strip * strip_width) * size
         begin, end = terms_met(term_starts, taps, sizes, at, span)
         for first in range(begin, term_starts.size, taps):  # those of a channel
             r, last = first, first + end - begin
@@ -41,11 +45,8 @@ def sum_far(
                 stop = min((r // sizes.block + 1) * sizes.block, last)
                 ends = stop == last and first + taps >= term_starts.size
                 call_tile(
-                    tile, panel_at + r * rows * size,
-                    block_at + strip * strip_size + (done - strip * strip_width) * size, block_offsets + r * 8,
-                    stop - r, 1, address_of(start) if r == begin else 0, sums_at,
-                    0 if not ends else target if target != 0 else address_of(staging),
-                    output.strides[1] // size if target != 0 else span * sizes.slots,
+                    tile, panel_at + r * rows * size, slab_at, block_offsets + r * 8, stop - r, 1,
+                    address_of(start) if r == begin else 0, sums_at, to if ends else 0, step,
                 )  # fmt: skip
                 r = stop
         if target == 0:

@@ -33,13 +33,10 @@ def forward(
     """Forward by rows or tiles; False where neither serves."""
     plan = geometry.plan
     if weight.shape[0] == groups and depthwise_rows.fits(plan):
-        crop = geometry.crops.left
-        first = crop // plan.stride
-        positions = (crop + output.shape[2] - 1) // plan.stride - first + 1
         own = _packed(panels.of_rows, weight, plan, groups, kept)
         if own.finite:
-            steps = (1, plan.shift(plan.kernel_size - 1), 0, 0, plan.stride, crop)
-            _rows("forward", input, own.values, bias, plan, steps, first, positions, output)
+            steps = (1, plan.shift(plan.kernel_size - 1), 0, 0, plan.stride, geometry.crops.left)
+            _rows("forward", input, own.values, bias, plan, steps, *geometry.positions(range(plan.stride)), output)
         return bool(own.finite)
     packed = _packed(panels.of_forward, weight, plan, groups, kept)
     if packed is None or not packed.finite:

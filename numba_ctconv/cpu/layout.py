@@ -29,7 +29,7 @@ SHARED_PART = 4  # times as wide as what its shifts reach is a strip, at least
 
 
 class Sizes(NamedTuple):
-    """What the kernels are told of a layout, up to `start_size`, and of a call."""
+    """What the kernels are told of a layout, up to `group_tiles`, and of a call."""
 
     lanes: int
     rows: int  # of a tile: whole channels, or a part of one
@@ -45,7 +45,7 @@ class Sizes(NamedTuple):
     tile_channels: int  # of a tile, whole or in part
     few_tiles: int  # that a tile of few columns computes at once
     tall_tiles: int  # and those of one vector that are
-    group_tiles: int  # that are computed one after the other, of few columns or a vector of them together
+    group_tiles: int  # Layout.group_tiles
     groups: int
     row_channels: int  # of a group of the output
     strip: int  # columns of a block whose rows lie together in a slab
@@ -146,6 +146,11 @@ class Layout:
     def row_tiles(self) -> int:
         """Tiles that cover the rows of a group."""
         return -(-self.row_channels // (self.rows // self.tile_phases)) * -(-len(self.phases) // self.tile_phases)
+
+    @property
+    def group_tiles(self) -> int:
+        """Tiles that are computed one after the other, of few columns or a vector of them together."""
+        return max(self.few_tiles, self.tall_tiles)
 
     @property
     def beyond(self) -> int:
@@ -286,7 +291,7 @@ def _slab_layout(*, channels: int, row_channels: int, itemsize: int, planes: Any
     few_tiles, tall = column_tiles.few_tiles(lanes, tile_rows), tall_tiles(tile_rows)
     return Layout(
         fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size,
-               tile_rows // tile_phases, few_tiles, tall),
+               tile_rows // tile_phases, few_tiles, tall, max(few_tiles, tall)),
         lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, strip=strip,
         lead=lead, tail=tail, few_columns=few, few_tiles=few_tiles, tall_tiles=tall,
         term_rows=(np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel(),

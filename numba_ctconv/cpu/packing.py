@@ -13,10 +13,10 @@ from .rows import ZERO, count_below, first_not_below, nothing_of
 
 SHORT_ROW = 6  # vectors, up to which a row is copied faster than a function for any length is called
 SHORT_PARTED = 2  # and up to which one is parted faster with what lies around it than by whole vectors and the rest
-PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's,
-PACK_TILES = 16  # or of so many tiles where their weights lie side by side,
-NEAR_TILES = 4  # or so many whose panels, far apart, take each other's place in the first-level cache,
-NEAR_BYTES = 2 * 1024 * 1024  # where the weights come from the second-level one
+PACK_CHANNELS = 32  # term channels of a tile that are packed before the next tile's
+PACK_TILES = 16  # that are packed along a row of weights that lie side by side
+NEAR_TILES = 4  # likewise where panels lie so far apart that they take each other's place in the first-level cache,
+NEAR_BYTES = 2 * 1024 * 1024  # and the weights come from the second-level one
 
 
 @task("r3 n1 sizes panel_sizes i i i c1", sizes=SIZES, panel_sizes=PANEL_SIZES)
@@ -216,9 +216,8 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
                         panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
             elif whole and sizes.pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
                 call_pack(
-                    sizes.pack, source_at, weight.strides[1] // bytes_each,
-                    inner_end - inner, weight.strides[2] // bytes_each, sizes.tap_step, family_taps,
-                    address_of(panels) + at * bytes_each,
+                    sizes.pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
+                    weight.strides[2] // bytes_each, sizes.tap_step, family_taps, address_of(panels) + at * bytes_each,
                 )  # fmt: skip
             else:
                 for term in range((inner_end - inner) * family_taps):

@@ -21,13 +21,13 @@ def sum_tiles(
     A few columns that no whole vector holds are computed of all of these at once, and so is a vector that is alone.
     """
     terms = term_starts.size
+    panel_bytes = terms * sizes.rows * output.itemsize
     if sizes.far_columns > 0:
         for t in range(count):
             call_task(
                 panel_sizes.sum_far,
-                (first + t, bias, sizes, phases, panel_sizes, term_starts,
-                 panels_at + t * terms * sizes.rows * output.itemsize, block_at, block_offsets, strip_width, strip_size,
-                 group, column, columns, scratch, output),
+                (first + t, bias, sizes, phases, panel_sizes, term_starts, panels_at + t * panel_bytes, block_at,
+                 block_offsets, strip_width, strip_size, group, column, columns, scratch, output),
             )  # fmt: skip
         return
     last = (columns - 1) // strip_width * strip_width
@@ -38,23 +38,22 @@ def sum_tiles(
         for t in range(0, count, sizes.tall_tiles):
             sum_tall(
                 first + t, min(sizes.tall_tiles, count - t), bias, sizes, phases, panel_sizes, terms,
-                panels_at + t * terms * sizes.rows * output.itemsize, block_at, block_offsets, group, column, whole,
-                True, True, sums_at, scratch, output,
+                panels_at + t * panel_bytes, block_at, block_offsets, group, column, whole, True, True, sums_at,
+                scratch, output,
             )  # fmt: skip
     elif whole > 0:
         for t in range(count):
             sum_row(
-                first + t, bias, sizes, phases, tiles, panel_sizes, term_starts,
-                panels_at + t * terms * sizes.rows * output.itemsize, block_at, block_offsets, strip_width, strip_size,
-                group, column, whole, scratch, output,
+                first + t, bias, sizes, phases, tiles, panel_sizes, term_starts, panels_at + t * panel_bytes, block_at,
+                block_offsets, strip_width, strip_size, group, column, whole, scratch, output,
             )  # fmt: skip
     if few > 0:
         at = block_at + last // strip_width * strip_size + (whole - last) * output.itemsize
         for t in range(0, count, sizes.few_tiles):
             sum_few(
                 first + t, min(sizes.few_tiles, count - t), bias, sizes, phases, panel_sizes, terms,
-                panels_at + t * terms * sizes.rows * output.itemsize, at, block_offsets, group, column + whole, few,
-                True, True, staging, scratch, output,
+                panels_at + t * panel_bytes, at, block_offsets, group, column + whole, few, True, True, staging,
+                scratch, output,
             )  # fmt: skip
 
 

@@ -141,10 +141,9 @@ def cut_of(source, sizes, row_tiles, workers):
     """How so many workers cut a call whose groups have so many tiles."""
     column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
     blocks = -(-column_end // sizes.width)
-    group_tiles = sizes.group_tiles
     short = column_end <= sizes.lanes + sizes.few_columns
     parts = 1 if workers == 1 else -(-TASKS_EACH * workers // (sizes.groups * blocks))
-    unit = group_tiles if short or parts * group_tiles < row_tiles + group_tiles else 1
+    unit = sizes.group_tiles if short or (parts - 1) * sizes.group_tiles < row_tiles else 1
     units = -(-row_tiles // unit)
     parts = max(1, min(parts, units))
     return Cut(column_end, blocks, unit, units, parts, sizes.groups * blocks * parts)

@@ -114,7 +114,7 @@ def weight_call(plan: Plan, problem: WeightProblem) -> WeightCall | None:
     return WeightCall(
         own,
         np.array(sizes),
-        np.stack([addresses[: own.vectors] for addresses in tiles]),
+        np.stack(tiles),
         sizes,
         sizes.waiting * own.rows * len(own.shifts) * sizes.together // sizes.strip * sizes.pitch
         + target.CACHE_LINE // itemsize,

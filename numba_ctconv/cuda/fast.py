@@ -159,8 +159,7 @@ def _forward(
         )
     own = families(plan)
     fill_all = any(family.taps == 0 for family in own)
-    first = crop // plan.stride
-    place = (crop, first, (crop + output.shape[2] - 1) // plan.stride - first + 1)
+    place = (crop, *geometry.positions(range(plan.stride)))
     return Products(
         launches.prepare(fill.fill, thread_each(output.size), device, bias, output) if fill_all else None,
         tuple(

@@ -426,6 +426,7 @@ def test_layouts_share_one_compilation(forward, operands):
 # --- workspace --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.skipif(not queues.SIMULATED, reason="the streams do not exist")
 def test_a_stream_keeps_its_workspace_and_few_streams_do(monkeypatch):
     """The next call on a stream gets the memory of the last, but of streams that may be gone only the latest count."""
     monkeypatch.setattr(producers, "_given_back", {})
