@@ -64,6 +64,12 @@ def fit_together(lanes: int, rows: int, count: int) -> bool:
     return 2 * registers * (count + 1) + 1 <= target.vector_registers()
 
 
+def few_columns(lanes: int, rows: int) -> int:
+    """Columns up to which lanes over the rows of a tile are better filled than lanes over time."""
+    fitting = [count for count in COLUMNS if fit_together(lanes, rows, count)]
+    return min(rows + 1, max(fitting, default=COLUMNS[0]))
+
+
 class ColumnTile(Emitter):
     """Writes the code of a tile of few columns.
 

@@ -286,7 +286,7 @@ def _slab_layout(*, channels: int, row_channels: int, itemsize: int, planes: Any
     strip = min(strip, width)
     if -(-width // strip) * (lead + strip + tail) * slab_rows * itemsize > LARGEST_SLAB_BYTES:
         return None
-    few = few_columns(lanes, tile_rows)
+    few = column_tiles.few_columns(lanes, tile_rows)
     start_size = column_tiles.panel_width(tile_rows)
     few_tiles, tall = column_tiles.few_tiles(lanes, tile_rows), tall_tiles(tile_rows)
     return Layout(
@@ -335,12 +335,6 @@ def products_of_loads(rows: int) -> float:
 def strip_columns(full: int, reach: int) -> int:
     """Columns of a strip: a full tile's, or so many that those which neighbouring strips share hardly count."""
     return full * max(1, -(-reach * SHARED_PART // full))
-
-
-def few_columns(lanes: int, rows: int) -> int:
-    """Columns up to which lanes over the rows of a tile are better filled than lanes over time."""
-    fitting = [count for count in column_tiles.COLUMNS if column_tiles.fit_together(lanes, rows, count)]
-    return min(rows + 1, max(fitting, default=column_tiles.COLUMNS[0]))
 
 
 def tall_tiles(rows: int) -> int:
