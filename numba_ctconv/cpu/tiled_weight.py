@@ -235,18 +235,18 @@ def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term
     # the planes of a position are neighbours, and those of all positions are all samples
     contiguous = grad_output.strides[2] == size and planes[planes.size - 1] - planes[0] == planes.size - 1
     square = sizes.lanes // planes.size if contiguous and sizes.transpose != 0 and planes.size == sizes.stride else 1
-    c = 0
-    while c < channels:
-        place = c % strip
-        together = square if place + square <= strip and c + square <= channels else 1
-        column = c // strip * sizes.slab_rows * pitch + place * planes.size
-        item, at, done = begin // item_rows, begin % item_rows, 0
-        while done < end - begin:
-            run = min(item_rows - at, end - begin - done)
-            start = at * sizes.stride - sizes.crop_left
-            # the positions of which all planes lie in the output; at the others each is looked at
-            first = min(first_not_below(-start - planes[0], sizes.stride), run)
-            stop = max(count_below(output_length - start - planes[planes.size - 1], sizes.stride, run), first)
+    item, at, done = begin // item_rows, begin % item_rows, 0
+    while done < end - begin:
+        run = min(item_rows - at, end - begin - done)
+        start = at * sizes.stride - sizes.crop_left
+        # the positions of which all planes lie in the output; at the others each is looked at
+        first = min(first_not_below(-start - planes[0], sizes.stride), run)
+        stop = max(count_below(output_length - start - planes[planes.size - 1], sizes.stride, run), first)
+        c = 0
+        while c < channels:
+            place = c % strip
+            together = square if place + square <= strip and c + square <= channels else 1
+            column = c // strip * sizes.slab_rows * pitch + place * planes.size
             source_at = (
                 address_of(grad_output) + item * grad_output.strides[0] + (channel + c) * grad_output.strides[1]
                 + (start + planes[0]) * size
@@ -271,10 +271,11 @@ def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term
                 to = column + done * pitch + m * planes.size
                 pack_positions(grad_output, item, channel + c + m, planes, start, sizes, 0, first, to, slab)
                 pack_positions(grad_output, item, channel + c + m, planes, start, sizes, moved, run, to, slab)
-            done += run
-            item += 1
-            at = 0
-        c += together
+            c += together
+        done += run
+        at += run
+        if at == item_rows:
+            item, at = item + 1, 0
 
 
 @helper
