@@ -11,7 +11,8 @@ from numba.extending import intrinsic
 
 from ..forks import compiling
 from . import target
-from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
+from .emitter import I64, Emitter, c_function
+from .padded_moves import compile_lay_rows, compile_part_rows
 
 MOST_ROWS = 12
 ROWS_AHEAD = 2  # of a weight, that are asked for while one is packed
@@ -80,40 +81,6 @@ def deinterleave(typingctx, double, lanes, rows, source, source_step, count, tar
         return context.get_dummy_value()
 
     return types.void(double, lanes, rows, *[types.int64] * 5), codegen
-
-
-@intrinsic(prefer_literal=True)
-def part_rows(typingctx, double, lanes, planes, values):
-    """Emit target[m·target_step + p·plane_step + t] = source[m·source_step + t·planes + p], p < planes, t < count.
-
-    0 where that is not one of the elements from `first` to `stop` of a row of the source. `values` is the address of:
-    source, its step, first, stop, the number of rows m, target, its step, that of its planes, count. The steps are in
-    bytes.
-    """
-
-    def codegen(context, builder, signature, args):
-        emit = Emitter(builder, double.literal_value, lanes.literal_value)
-        streams = range(planes.literal_value)
-        source, source_step, first, stop, rows, target, target_step, plane_step, count = emit.given(args[3], 9)
-        with emit.loop(count, I64(emit.lanes)) as vector:
-            t = vector.index
-            start = builder.mul(t, I64(len(streams)))
-            begins = [builder.add(start, I64(v * emit.lanes)) for v in streams]
-            there = [emit.lanes_within(builder.sub(begin, first), builder.sub(stop, first)) for begin in begins]
-            kept = emit.lanes_within(t, count)
-            at = [emit.element_at(source, begin) for begin in begins]
-            to = [builder.add(emit.element_at(target, t), builder.mul(plane_step, I64(p))) for p in streams]
-            ahead = builder.mul(count, I64(len(streams) * emit.size))  # the next strip, as above
-            with emit.loop(rows, I64(1)) as row:
-                own, own_to = (builder.mul(row.index, step) for step in (source_step, target_step))
-                for a in at:
-                    emit.prefetch(builder.add(builder.add(a, own), ahead), write=False)
-                vectors = [emit.load_some(builder.add(a, own), some) for a, some in zip(at, there, strict=True)]
-                for place, value in zip(to, emit.deinterleaved(vectors), strict=True):
-                    emit.store_some(value, builder.add(place, own_to), kept)
-        return context.get_dummy_value()
-
-    return types.void(double, lanes, planes, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -257,11 +224,15 @@ class CompiledMoves:
         """
         if itemsize not in (4, 8) or target.vector_bytes() < LEAST_PARTED or planes > MOST_ROWS:
             return 0
-        return self._address(_compile_part_rows, int(itemsize == 8), target.vector_bytes() // itemsize, planes)
+        return self._address(compile_part_rows, int(itemsize == 8), target.vector_bytes() // itemsize, planes)
 
     def copy_rows(self, itemsize: int) -> int:
         """The address of the same that copies rows as they are."""
         return self.part_rows(itemsize, 1)
+
+    def lay_rows(self, itemsize: int, run: int) -> int:
+        """The address of the move of the runs of rows, with zeros around; 0 where they are too long for registers."""
+        return self._address(compile_lay_rows, int(itemsize == 8), run) if run <= LONGEST_RUN else 0
 
     def transpose(self, itemsize: int) -> int:
         """The address of the move that transposes squares of a vector a side; 0 where elements have no such size."""
@@ -307,13 +278,6 @@ def _compile_deinterleave(double: int, lanes: int, rows: int) -> Any:
         deinterleave(double, lanes, rows, source, source_step, count, target, target_step)
 
     return c_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
-
-
-def _compile_part_rows(double: int, lanes: int, planes: int) -> Any:
-    def function(values):
-        part_rows(double, lanes, planes, values)
-
-    return c_function(function, ROWS_SIGNATURE, f"moves.part_rows-{double}-{lanes}-{planes}")
 
 
 def _compile_transpose(double: int, lanes: int) -> Any:

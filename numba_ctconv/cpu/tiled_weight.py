@@ -236,41 +236,36 @@ def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term
     contiguous = grad_output.strides[2] == size and planes[planes.size - 1] - planes[0] == planes.size - 1
     square = sizes.lanes // planes.size if contiguous and sizes.transpose != 0 and planes.size == sizes.stride else 1
     item, at, done = begin // item_rows, begin % item_rows, 0
-    while done < end - begin:
+    while done < end - begin:  # item after item: the rows of a short one stay in the first-level cache meanwhile
         run = min(item_rows - at, end - begin - done)
-        start = at * sizes.stride - sizes.crop_left
-        # the positions of which all planes lie in the output; at the others each is looked at
-        first = min(first_not_below(-start - planes[0], sizes.stride), run)
-        stop = max(count_below(output_length - start - planes[planes.size - 1], sizes.stride, run), first)
+        start = at * sizes.stride - sizes.crop_left + planes[0]  # sample of the first plane of the first position
+        # the positions of which all planes lie in the output
+        first = min(first_not_below(-start, sizes.stride), run)
+        stop = max(count_below(output_length - start - planes.size + 1, sizes.stride, run), first)
         c = 0
         while c < channels:
             place = c % strip
             together = square if place + square <= strip and c + square <= channels else 1
-            column = c // strip * sizes.slab_rows * pitch + place * planes.size
-            source_at = (
-                address_of(grad_output) + item * grad_output.strides[0] + (channel + c) * grad_output.strides[1]
-                + (start + planes[0]) * size
-            )  # fmt: skip
-            target_at = address_of(slab) + (column + done * pitch) * size
-            squares = first
-            if together > 1:
-                squares += (stop - first) // together * together
+            squares = (stop - first) // square * square if together > 1 else 0
+            if squares == 0:
+                together = min(strip - place, channels - c)
+            column = c // strip * sizes.slab_rows * pitch + place * planes.size + done * pitch
+            if squares > 0:
                 call_move(
-                    sizes.transpose, source_at + first * sizes.stride * size, grad_output.strides[1], squares - first,
-                    target_at + first * pitch * size, pitch * size,
+                    sizes.transpose,
+                    address_of(grad_output) + item * grad_output.strides[0] + (channel + c) * grad_output.strides[1]
+                    + (start + first * sizes.stride) * size,
+                    grad_output.strides[1], squares, address_of(slab) + (column + first * pitch) * size, pitch * size,
                 )  # fmt: skip
-            moved = squares
-            if contiguous and sizes.lay_out != 0:
-                moved = stop
-                for m in range(together):
-                    call_move(
-                        sizes.lay_out, source_at + m * grad_output.strides[1] + squares * sizes.stride * size,
-                        sizes.stride, stop - squares, target_at + (squares * pitch + m * planes.size) * size, pitch,
-                    )  # fmt: skip
-            for m in range(together):
-                to = column + done * pitch + m * planes.size
-                pack_positions(grad_output, item, channel + c + m, planes, start, sizes, 0, first, to, slab)
-                pack_positions(grad_output, item, channel + c + m, planes, start, sizes, moved, run, to, slab)
+            lay_positions(
+                grad_output, item, channel + c, together, planes, contiguous, start, sizes, 0,
+                first if squares > 0 else run, column, slab,
+            )  # fmt: skip
+            if squares > 0:
+                lay_positions(
+                    grad_output, item, channel + c, together, planes, contiguous, start, sizes, first + squares, run,
+                    column, slab,
+                )  # fmt: skip
             c += together
         done += run
         at += run
@@ -279,10 +274,27 @@ def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term
 
 
 @helper
-def pack_positions(grad_output, item, channel, planes, start, sizes, begin, end, to, slab):
-    """The planes of the positions in [begin, end), sample by sample: zero where there is none."""
-    for j in range(begin, end):
-        l = start + j * sizes.stride
-        for p in range(planes.size):
-            inside = 0 <= l + planes[p] < grad_output.shape[2]
-            slab[to + j * sizes.pitch + p] = grad_output[item, channel, l + planes[p]] if inside else 0
+def lay_positions(
+    grad_output, item, channel, channels, planes, contiguous, start, sizes, begin, end, column, slab
+):  # fmt: skip
+    """The planes of some channels at the positions in [begin, end): zero where there is no sample."""
+    size, length = slab.itemsize, grad_output.shape[2]
+    if contiguous and sizes.lay_rows != 0:
+        first = start + begin * sizes.stride
+        source_at = address_of(grad_output) + item * grad_output.strides[0] + channel * grad_output.strides[1]
+        inside = min(first_not_below(-first, sizes.stride), end - begin)
+        inside_end = max(count_below(length - first - planes.size + 1, sizes.stride, end - begin), inside)
+        call_rows(
+            sizes.lay_rows,
+            (source_at + first * size, grad_output.strides[1], sizes.stride * size, -first, length - first, channels,
+             address_of(slab) + (column + begin * sizes.pitch) * size, planes.size * size, sizes.pitch * size,
+             inside, inside_end, end - begin),
+        )  # fmt: skip
+        return
+    for m in range(channels):
+        for j in range(begin, end):
+            for p in range(planes.size):
+                l = start + j * sizes.stride + planes[p] - planes[0]
+                inside = 0 <= l < length
+                to = column + j * sizes.pitch + m * planes.size + p
+                slab[to] = grad_output[item, channel + m, l] if inside else 0

@@ -47,6 +47,7 @@ class WeightSizes(NamedTuple):
     in_order: int  # shifts whose planes are neighbouring taps
     interleave: int  # addresses of moves, or 0
     lay_out: int
+    lay_rows: int
     store: int  # as lay_out, asking for its target where each line of a cache holds some of it
     transpose: int
     add_rows: int  # addresses of the sums of rows and of their lanes
@@ -243,6 +244,7 @@ def weight_sizes(own: WeightLayout, plan: Plan, problem: WeightProblem) -> Weigh
         stride=plan.stride, crop_left=problem.crop_left, in_order=own.in_order,
         interleave=moves.moves.interleave(itemsize, own.lanes, own.rows),
         lay_out=moves.moves.lay_out(itemsize, len(own.planes)),
+        lay_rows=moves.moves.lay_rows(itemsize, len(own.planes)),
         store=moves.moves.lay_out(itemsize, len(own.planes), asks=plan.kernel_size * itemsize <= target.CACHE_LINE),
         transpose=moves.moves.transpose(len(own.planes) * itemsize),
         add_rows=row_sums.rows(itemsize), add_lanes=row_sums.lanes(itemsize), panel_at=panel_at, tile_at=tile_at,
