@@ -215,9 +215,22 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
                         i = inner + term // taps
                         panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
             elif whole and sizes.pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
-                call_pack(
-                    sizes.pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
-                    weight.strides[2] // bytes_each, sizes.tap_step, family_taps, address_of(panels) + at * bytes_each,
+                tile_step = tile_phases
+                if phase_tiles > 1:
+                    alike = own_phases // tile_phases
+                    if first_taps[phase + alike * tile_phases - 1] != first_tap + alike * tile_phases - 1:
+                        alike = 1
+                else:
+                    alike, tile_step = (
+                        row_channels // tile_channels - place,
+                        tile_channels * weight.strides[2] // bytes_each,
+                    )
+                together = min(alike, end - tile, most)
+                call_rows(
+                    sizes.pack,
+                    (source_at, weight.strides[1] // bytes_each, inner_end - inner, tile_step, together,
+                     term_channels * family_taps * rows, weight.strides[2] // bytes_each, sizes.tap_step, family_taps,
+                     address_of(panels) + at * bytes_each),
                 )  # fmt: skip
             else:
                 for term in range((inner_end - inner) * family_taps):
