@@ -86,7 +86,7 @@ def test_a_layout_covers_every_tap_once(kernel_size, stride, dilation, channels,
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("rows", "phases"), [(8, 8), (8, 2), (9, 3), (5, 5), (6, 6), (1, 1), (7, 7), (12, 12)])
 def test_moves_interleave_and_lay_out(dtype, rows, phases):
-    """The packing moves on memory of their own, called as C functions."""
+    """The packing moves on memory of their own, called by their addresses."""
     size = np.dtype(dtype).itemsize
     lanes = target.vector_bytes() // size
     source = np.random.default_rng(0).standard_normal((rows, 5 * lanes)).astype(dtype)
@@ -172,7 +172,9 @@ def test_moves_deinterleave_and_transpose(dtype, rows):
 def call(address, *integers):
     import ctypes  # noqa: PLC0415  # here alone
 
-    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(integers))(int(address))(*integers)
+    nothing = [ctypes.byref(ctypes.c_void_p()) for _ in range(2)]  # a result and an error, as Numba's functions have it
+    kinds = [ctypes.c_void_p] * 2 + [ctypes.c_int64] * len(integers)
+    assert ctypes.CFUNCTYPE(ctypes.c_int32, *kinds)(int(address))(*nothing, *integers) == 0
 
 
 @pytest.mark.parametrize("rows", [1, 5, 8])
@@ -345,7 +347,7 @@ def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, param
     ],
 )
 def test_depthwise_rows_give_the_bits_of_tiles(monkeypatch, dtype, kernel_size, parameters, length):
-    """Two implementations of one order: rows in place, with C functions of their own, and packed tiles."""
+    """Two implementations of one order: rows in place, with compiled functions of their own, and packed tiles."""
     rng = np.random.default_rng(2)
     x, w = rng.standard_normal((2, 5, length)).astype(dtype), rng.standard_normal((5, 1, kernel_size)).astype(dtype)
     bias = rng.standard_normal(5).astype(dtype)

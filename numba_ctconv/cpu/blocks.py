@@ -166,6 +166,7 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     elif many and row_tiles >= LEAST_COPIED:
         in_place = False
     elif in_place:
+        row_sums = int(layout.few_terms)  # none wait, and tiles of a row are called together
         widest = min(widest, full * max(1, IN_PLACE_BYTES // itemsize // layout.slab_rows // full))
     blocks = max(1, -(-columns // widest))
     width = min(widest, -(-columns // blocks // full) * full)

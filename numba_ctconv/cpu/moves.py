@@ -1,4 +1,4 @@
-"""Vector code that only moves: rows interleaved, and runs laid out at another distance. Compiled to C functions.
+"""Vector code that only moves: rows interleaved, and runs laid out at another distance. Called by address.
 
 The packing and storing of the tiled kernels call them where the memory is contiguous in time; the loops of those
 kernels do the same for any memory. Addresses are int64, counts and distances are in elements.
@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from ..forks import compiling
 from . import target
-from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
+from .emitter import I64, ROWS_SIGNATURE, Emitter, emitted_function
 from .padded_moves import compile_lay_rows, compile_part_rows
 
 MOST_ROWS = 12
@@ -217,7 +217,7 @@ def pack_whole(
 
 
 class CompiledMoves:
-    """The C functions of moves, compiled on first use and kept on disk."""
+    """The functions of moves, compiled on first use and kept on disk."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], Any] = {}
@@ -283,39 +283,39 @@ def _compile_interleave(double: int, lanes: int, rows: int) -> Any:
     def function(source, source_step, count, target, target_step):
         interleave(double, lanes, rows, source, source_step, count, target, target_step)
 
-    return c_function(function, SIGNATURE, f"moves.interleave-{double}-{lanes}-{rows}")
+    return emitted_function(function, SIGNATURE, f"moves.interleave-{double}-{lanes}-{rows}")
 
 
 def _compile_deinterleave(double: int, lanes: int, rows: int) -> Any:
     def function(source, source_step, count, target, target_step):
         deinterleave(double, lanes, rows, source, source_step, count, target, target_step)
 
-    return c_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
+    return emitted_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
 
 
 def _compile_transpose(double: int, lanes: int) -> Any:
     def function(source, source_step, count, target, target_step):
         transpose(double, lanes, source, source_step, count, target, target_step)
 
-    return c_function(function, SIGNATURE, f"moves.transpose-{double}-{lanes}")
+    return emitted_function(function, SIGNATURE, f"moves.transpose-{double}-{lanes}")
 
 
 def _compile_lay_out(double: int, run: int, asks: int) -> Any:
     def function(source, source_step, count, target, target_step):
         lay_out(double, run, asks, source, source_step, count, target, target_step)
 
-    return c_function(function, SIGNATURE, f"moves.lay_out-{double}-{run}-{asks}")
+    return emitted_function(function, SIGNATURE, f"moves.lay_out-{double}-{run}-{asks}")
 
 
 def _compile_pack_runs(double: int, run: int, channels: int) -> Any:
     def function(values):
         pack_runs(double, run, channels, values)
 
-    return c_function(function, ROWS_SIGNATURE, f"moves.pack_runs-{double}-{run}-{channels}")
+    return emitted_function(function, ROWS_SIGNATURE, f"moves.pack_runs-{double}-{run}-{channels}")
 
 
 def _compile_pack_whole(double: int, lanes: int, run: int, channels: int, taps: int) -> Any:
     def function(source, inner_step, inner, tile_step, tiles, panel_step, target):
         pack_whole(double, lanes, run, channels, taps, source, inner_step, inner, tile_step, tiles, panel_step, target)
 
-    return c_function(function, PACK_SIGNATURE, f"moves.pack_whole-{double}-{lanes}-{run}-{channels}-{taps}")
+    return emitted_function(function, PACK_SIGNATURE, f"moves.pack_whole-{double}-{lanes}-{run}-{channels}-{taps}")
