@@ -50,6 +50,8 @@ class Sizes(NamedTuple):
     strip: int  # columns of a block whose rows lie together in a slab
     pitch: int  # of a strip's rows
     width: int  # columns of a block
+    inner_begin: int  # where an item's blocks that are read in place begin, after one that is not,
+    inner_end: int  # and where they end; 0 where all blocks are alike
     crop_in: int
     crop_out: int
     q_first: int
