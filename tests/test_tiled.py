@@ -40,6 +40,19 @@ def change(monkeypatch):
     forget()
 
 
+@pytest.fixture
+def taken(change):
+    """The sizes of the calls that are laid out from now on."""
+    sizes = []
+
+    def counted(*arguments, size=blocks.sizes_of):
+        sizes.append(size(*arguments))
+        return sizes[-1]
+
+    change(blocks, "sizes_of", counted)
+    return sizes
+
+
 @pytest.mark.parametrize("name", ["hifigan_v1/up1", "cosyvoice2_hift/up1", "deep_tasnet_dilated/dec_d8", "wavegan/up0"])
 def test_chunks_of_time_have_the_bits_of_the_whole(name):
     """A stretch of output from the inputs that reach it: what streaming gives, bit by bit."""
@@ -219,19 +232,12 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(chang
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("parameters", [{"stride": 4, "padding": 3, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_ends_of_items_alone_are_copied(change, dtype, parameters, threads):
+def test_the_ends_of_items_alone_are_copied(change, taken, dtype, parameters, threads):
     """Blocks inside each item are read in place, as many as there are, and shared out with the two at its ends."""
     if threads > numba.config.NUMBA_NUM_THREADS:
         pytest.skip(f"{threads} threads of {numba.config.NUMBA_NUM_THREADS}")
     rng = np.random.default_rng(7)
     x, w = rng.standard_normal((3, 16, 1207)).astype(dtype), rng.standard_normal((16, 3, 7)).astype(dtype)
-    taken = []
-
-    def counted(*arguments, size=blocks.sizes_of):
-        taken.append(size(*arguments))
-        return taken[-1]
-
-    change(blocks, "sizes_of", counted)
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(threads)
@@ -250,18 +256,11 @@ def test_the_ends_of_items_alone_are_copied(change, dtype, parameters, threads):
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("parameters", [{"stride": 8, "padding": 4, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
-def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, parameters):
+def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, taken, dtype, parameters):
     """Many rows that are read in place are summed up a block of terms after the other, by all tiles of a row."""
     rng = np.random.default_rng(5)
     x, w = rng.standard_normal((2, 98, 901)).astype(dtype), rng.standard_normal((98, 3, 16)).astype(dtype)
     bias = rng.standard_normal(3 * parameters.get("groups", 1)).astype(dtype)
-    taken = []
-
-    def counted(*arguments, size=blocks.sizes_of):
-        taken.append(size(*arguments))
-        return taken[-1]
-
-    change(blocks, "sizes_of", counted)
     change(target, "SUMS_BYTES", 5000)  # narrow blocks, of which most touch no end of an item
     in_rows = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
     change(layout, "MOST_STREAMS", 98)
@@ -274,18 +273,11 @@ def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, param
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("parameters", [{"stride": 8, "padding": 4, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
-def test_rows_of_few_terms_give_the_bits_of_tiles_by_themselves(change, dtype, parameters):
+def test_rows_of_few_terms_give_the_bits_of_tiles_by_themselves(change, taken, dtype, parameters):
     """One block of terms, of which the tiles of a row are called together."""
     rng = np.random.default_rng(6)
     x, w = rng.standard_normal((2, 4, 901)).astype(dtype), rng.standard_normal((4, 5, 8)).astype(dtype)
     bias = rng.standard_normal(5 * parameters.get("groups", 1)).astype(dtype)
-    taken = []
-
-    def counted(*arguments, size=blocks.sizes_of):
-        taken.append(size(*arguments))
-        return taken[-1]
-
-    change(blocks, "sizes_of", counted)
     in_rows = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
     change(layout.Layout, "few_terms", False)
     by_themselves = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
