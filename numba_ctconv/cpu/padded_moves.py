@@ -78,6 +78,7 @@ def lay_rows(typingctx, double, run, values):
                     emit.store(emit.load_some(at, there), to)
             with emit.loop(builder.sub(end, begin), I64(1)) as loop:
                 at, to = place(builder.add(begin, loop.index))
+                emit.prefetch(builder.add(at, builder.mul(count, period)), write=False)  # met when other rows have been
                 emit.store(emit.load(at), to)
         return context.get_dummy_value()
 

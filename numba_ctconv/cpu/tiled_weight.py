@@ -21,6 +21,10 @@ from .rows import add_samples, count_below, first_not_below, nothing_of, to_line
 from .target import LONGEST_STRETCH
 from .weight_layout import WEIGHT_SIZES
 
+NEAR_BYTES = 16 * 1024  # of rows of a slab that stay in the first-level cache while channel after channel is laid there
+LEAST_RUNS = 64  # of a channel, which its prefetcher should see
+LONG = 4  # times as many, from which they are cut
+
 
 @kernel("r3 r3 n1 n1 n1 n2 n1 i i i o2 c2 c2 c1 w3 w1", nogil=False)
 def product(
@@ -240,6 +244,9 @@ def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term
     item, at, done = begin // item_rows, begin % item_rows, 0
     while done < end - begin:  # item after item: the rows of a short one stay in the first-level cache meanwhile
         run = min(item_rows - at, end - begin - done)
+        near = max(LEAST_RUNS, NEAR_BYTES // (pitch * size))
+        if square == 1 and run > LONG * near:  # each row of the slab is written in parts, by as many channels
+            run = near
         start = at * sizes.stride - sizes.crop_left + planes[0]  # sample of the first plane of the first position
         # the positions of which all planes lie in the output
         first = min(first_not_below(-start, sizes.stride), run)
