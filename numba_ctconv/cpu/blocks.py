@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Geometry
-from . import column_tiles, target, tiled
+from . import column_tiles, target, tiled, unpacked_tiles
 from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
-from .panels import MOST_TOGETHER, Families, Family
+from .panels import MOST_TOGETHER, Families, Family, side_by_side
 from .tile_sums import few_of, few_stored
 
 PANELS_BYTES = 2 * 1024 * 1024  # made right before they are used: of many tiles, so that rows of weights are read on
@@ -108,17 +108,26 @@ def call_of(family: Family, problem: Problem) -> Call:
     made_size += own.beyond + line if made_size > 0 else 0
     own_size = slab_size + totals_size + 2 * line + sums_size + staged + starts  # to begin at one, and where panels lie
     dtype = np.dtype(f"f{own.itemsize}")
-    task = tiled.share.address(dtype)
+    task, unpacked, unpacked_columns = tiled.share.address(dtype), 0, 0
     if own.takes_blocks and not problem.packed:  # the first call compiles what any length can need
         by_blocks = tiled.share_by_blocks.address(dtype)
         task = by_blocks if sizes.block_channels > 0 else task
+        unpacked, unpacked_columns = unpacked_of(own)
     sizes = sizes._replace(
         slab_size=slab_size, totals_size=totals_size, made_size=made_size, sums_size=sums_size, starts=starts,
-        own_size=own_size, task=task,
+        own_size=own_size, task=task, unpacked=unpacked, unpacked_columns=unpacked_columns,
     )  # fmt: skip
     shared_size = 2 * len(own.term_rows) * 8 // own.itemsize
     worker_size = own_size + 1 + made_size
     return Call(family.numbers, np.array(sizes), shared_size, worker_size, made_size > 0, problem.long)
+
+
+def unpacked_of(own: Layout) -> tuple[int, int]:
+    """The address of the tiles whose weights are read where they are, and up to how many columns; 0 where none are."""
+    columns = unpacked_tiles.most_columns(own.lanes, own.rows, own.taps) if BLOCK % own.taps == 0 else 0
+    if columns == 0 or not side_by_side(own):
+        return 0, 0
+    return unpacked_tiles.unpacked_tiles(own.itemsize, own.lanes, own.rows, own.tile_phases, own.taps, BLOCK), columns
 
 
 def apart_or_not(family: Family, problem: Problem) -> Family:
@@ -184,7 +193,7 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
         row_sums = far_columns * layout.rows
     return Sizes._make(
         (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns,
-         int(in_place), row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
+         int(in_place), row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 

@@ -4,11 +4,13 @@ Part of tiled.product. A worker's scratch memory holds, in this order: addresses
 of tiles, staging, and what tiles start from.
 """
 
-from .column_tiles import COLUMNS
+from .column_tiles import COLUMNS, VECTORS
 from .compilation import helper, part
-from .intrinsics import address_of, call_task, call_tile, store_integer
+from .intrinsics import address_of, call_rows, call_task, call_tile, store_integer
+from .packing import side_by_side
+from .rows import nothing_of
 from .storing import direct_target, place_of, store_tiles
-from .target import CACHE_LINE
+from .target import CACHE_LINE, SUMS_BYTES
 
 
 @helper
@@ -158,6 +160,49 @@ def sum_few(
             staging, sizes, phases, panel_sizes, column, columns, width, sizes.tile_phases, tiles * width, first, count,
             group, output,
         )  # fmt: skip
+
+
+@helper
+def sum_unpacked(
+    row_begin, row_end, bias, sizes, phases, panel_sizes, weight, block_at, block_offsets, group, column, columns,
+    totals, scratch, output,
+):  # fmt: skip
+    """Compute in few columns those tiles of a part whose weights can be read where they are.
+
+    How many, from its first on; and 0, or NaN where a weight is not finite, or a sum.
+    """
+    check = output.dtype.type(0)
+    if sizes.unpacked == 0 or columns > sizes.unpacked_columns:
+        return 0, check
+    size, width, stored = output.itemsize, sizes.start_size, few_stored(columns)
+    tiles = min(side_by_side(weight, panel_sizes, size), row_end) - row_begin
+    tiles = max(tiles // sizes.few_tiles * sizes.few_tiles, 0)
+    each = sizes.few_tiles // VECTORS  # of a vector
+    most = max(SUMS_BYTES // size // (width * stored) // sizes.few_tiles, 1) * sizes.few_tiles
+    start = parts_of(scratch, sizes)[2]
+    for begin in range(row_begin, row_begin + tiles, most):
+        count = min(most, row_begin + tiles - begin)
+        step = count * width  # of columns
+        for t in range(count):
+            channel, _, channels = place_of(begin + t, sizes, phases, group)
+            start_from(start, bias, sizes, channel, channels)
+            for m in range(width):
+                value = -start[m] if m < sizes.rows else output.dtype.type(0)
+                for c in range(stored):
+                    totals[c * step + t * width + m] = value
+        weight_at = address_of(weight) + group * weight.strides[0]
+        weight_at += begin * sizes.tile_channels * weight.strides[2]
+        call_rows(
+            sizes.unpacked,
+            (weight_at, weight.strides[1] // size, weight.shape[1], count // each, block_at, block_offsets,
+             address_of(totals) + stored * step * size, address_of(totals), columns),
+        )  # fmt: skip
+        check += nothing_of(totals, 0, stored * step)
+        store_tiles(
+            totals, sizes, phases, panel_sizes, column, columns, width, sizes.tile_phases, step, begin, count, group,
+            output,
+        )  # fmt: skip
+    return tiles, check
 
 
 @part

@@ -26,7 +26,7 @@ from .intrinsics import address_of, borrowed, call_task, record_of, release_gil,
 from .layout import PANEL_SIZES, SIZES
 from .packing import lists_of, tiles_of
 from .rows import ZERO, nothing_of, to_line
-from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles
+from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles, sum_unpacked
 
 TASKS_EACH = 4  # of a worker, at least, where there are as many
 
@@ -118,10 +118,16 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
         block_at, block_offsets, _, packed = block_of(
             source, planes, sizes, panel_sizes, piece // cut.parts, packed, group, column, columns, terms, slab, scratch
         )  # fmt: skip
-        check += sum_blocks(
-            row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at, block_offsets,
-            group, column, columns, made, totals, own, output,
+        unpacked, found = sum_unpacked(
+            row_begin, row_end, bias, sizes, phases, panel_sizes, weight, block_at, block_offsets, group, column,
+            columns, made, own, output,
         )  # fmt: skip
+        found += sum_blocks(
+            row_begin + unpacked, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at,
+            block_offsets, group, column, columns, made, totals, own, output,
+        )  # fmt: skip
+        if found != 0:  # an input that is not finite, or a sum that overflows, tells the same
+            check = nothing_of_group(weight, group, check)
     keep_check(check, scratch, sizes, terms, workers, worker)
 
 
@@ -228,12 +234,16 @@ def sum_blocks(
                 )  # fmt: skip
                 if ends and whole == 0:
                     check += nothing_of(own_few, 0, own_few.size)
-    if check != 0:  # an input that is not finite, or a sum that overflows, tells the same
-        check = output.dtype.type(0)
-        for i in range(weight.shape[1]):
-            for c in range(weight.shape[2]):
-                for k in range(weight.shape[3]):
-                    check += weight[group, i, c, k] * output.dtype.type(0)
+    return check
+
+
+@helper
+def nothing_of_group(weight, group, check):
+    """As nothing_of, of all weights of a group; `check` is 0, or the NaN of another group."""
+    for i in range(weight.shape[1]):
+        for c in range(weight.shape[2]):
+            for k in range(weight.shape[3]):
+                check += weight[group, i, c, k] * weight.dtype.type(0)
     return check
 
 
