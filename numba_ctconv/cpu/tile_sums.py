@@ -8,7 +8,6 @@ from .column_tiles import COLUMNS, VECTORS
 from .compilation import helper, part
 from .intrinsics import address_of, call_rows, call_task, call_tile, store_integer
 from .packing import side_by_side
-from .rows import nothing_of
 from .storing import direct_target, place_of, store_tiles
 from .target import CACHE_LINE, SUMS_BYTES
 
@@ -165,7 +164,7 @@ def sum_few(
 @helper
 def sum_unpacked(
     row_begin, row_end, bias, sizes, phases, panel_sizes, weight, block_at, block_offsets, group, column, columns,
-    totals, scratch, output,
+    made, scratch, output,
 ):  # fmt: skip
     """Compute in few columns those tiles of a part whose weights can be read where they are.
 
@@ -174,33 +173,26 @@ def sum_unpacked(
     check = output.dtype.type(0)
     if sizes.unpacked == 0 or columns > sizes.unpacked_columns:
         return 0, check
-    size, width, stored = output.itemsize, sizes.start_size, few_stored(columns)
+    size, stored = output.itemsize, few_stored(columns)
     tiles = min(side_by_side(weight, panel_sizes, size), row_end) - row_begin
     tiles = max(tiles // sizes.few_tiles * sizes.few_tiles, 0)
-    each = sizes.few_tiles // VECTORS  # of a vector
-    most = max(SUMS_BYTES // size // (width * stored) // sizes.few_tiles, 1) * sizes.few_tiles
-    start = parts_of(scratch, sizes)[2]
+    tile_size = sizes.start_size * stored
+    most = max(min(2 * SUMS_BYTES // size, made.size // 2) // tile_size // sizes.few_tiles, 1) * sizes.few_tiles
     for begin in range(row_begin, row_begin + tiles, most):
         count = min(most, row_begin + tiles - begin)
-        step = count * width  # of columns
-        for t in range(count):
-            channel, _, channels = place_of(begin + t, sizes, phases, group)
-            start_from(start, bias, sizes, channel, channels)
-            for m in range(width):
-                value = -start[m] if m < sizes.rows else output.dtype.type(0)
-                for c in range(stored):
-                    totals[c * step + t * width + m] = value
-        weight_at = address_of(weight) + group * weight.strides[0]
-        weight_at += begin * sizes.tile_channels * weight.strides[2]
+        channel = begin * sizes.tile_channels
+        bias_at = address_of(bias) + (group * sizes.row_channels + channel) * bias.strides[0]
         call_rows(
             sizes.unpacked,
-            (weight_at, weight.strides[1] // size, weight.shape[1], count // each, block_at, block_offsets,
-             address_of(totals) + stored * step * size, address_of(totals), columns),
+            (address_of(weight) + group * weight.strides[0] + channel * weight.strides[2], weight.strides[1] // size,
+             weight.shape[1], count // sizes.few_tiles * VECTORS, block_at, block_offsets, stored,
+             bias_at if bias.size > 0 else 0, bias.strides[0], address_of(made), address_of(made[count * tile_size :]),
+             address_of(scratch)),
         )  # fmt: skip
-        check += nothing_of(totals, 0, stored * step)
+        check += scratch[0]
         store_tiles(
-            totals, sizes, phases, panel_sizes, column, columns, width, sizes.tile_phases, step, begin, count, group,
-            output,
+            made, sizes, phases, panel_sizes, column, columns, sizes.start_size, sizes.tile_phases,
+            count * sizes.start_size, begin, count, group, output,
         )  # fmt: skip
     return tiles, check
 

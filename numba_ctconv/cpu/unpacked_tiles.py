@@ -16,27 +16,31 @@ from numba.extending import intrinsic
 from ..forks import compiling
 from . import target
 from .column_tiles import COLUMNS, panel_width, panels_joined
-from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
+from .emitter import I32, I64, ROWS_SIGNATURE, Emitter, c_function
 from .target import CACHE_LINE
 
 MOST_COLUMNS = 5  # beyond which multiplying takes longer than reading
-MOST_CHANNELS = 8  # whose rows are read side by side, which prefetchers follow
-OTHERS = 12  # registers beside the samples that a group of channels meets: sums, weights, and where those go
+# That channels have together whose rows are read side by side. With fewer, sums come and go more often; more rows take
+# each other's place in the first-level cache, and more samples do not fit the registers.
+TERMS = 8
 AHEAD = 1024  # bytes of a row that are asked for ahead
 
 
 class Given(NamedTuple):
-    """What the function takes: addresses and, in elements, everything else. `channels` are all of a group's input."""
+    """What the function takes: addresses, and distances and counts in elements."""
 
     weight: Any
     channel_step: Any  # from a channel's row to the next one's
-    channels: Any
+    channels: Any  # of the group's input
     vectors: Any  # of tiles
     slab: Any
     offsets: Any  # of terms, in the slab
-    sums: Any  # (columns, vectors), of a block of terms
-    totals: Any  # likewise, from what they start to what they are in the end
-    columns: Any
+    columns: Any  # one of COLUMNS
+    bias: Any  # of the first channel, or 0
+    bias_step: Any  # from a channel's to the next one's, in bytes
+    totals: Any  # (columns, vectors); and likewise, after these,
+    sums: Any  # of a block of terms
+    check: Any  # gets 0, or NaN where a total is not finite
 
 
 def vector_lanes(lanes: int, rows: int) -> int:
@@ -59,23 +63,16 @@ def most_columns(lanes: int, rows: int, taps: int) -> int:
 
 @intrinsic(prefer_literal=True)
 def unpacked_tile(typingctx, double, lanes, rows, run, taps, block, given):
-    """Emit totals[c, tile·width + row] += Σ_block (Σ_term w[term, tile, row]·x[term, c]), a block of terms at a time.
+    """Emit totals[c, tile·width + row] = bias[row] + Σ_block (Σ_term w[term, tile, row]·x[term, c]), of so many terms.
 
     A term is a channel and a tap, and its weight is weight[channel·channel_step + ((tile·channels_of_tile + own channel
-    of the row)·taps + tap)·run + phase]. What rows a vector has beyond a tile's own sum up what is of no consequence.
+    of the row)·taps + tap)·run + phase]. What rows a vector has beyond a tile's own get what is of no consequence.
     """
     values = [literal.literal_value for literal in (double, lanes, rows, run, taps, block)]
 
     def codegen(context, builder, signature, args):
-        double, lanes, rows, run, taps, block = values
-        tile = UnpackedTile(builder, double, lanes, rows, run, taps, block)
-        own = Given._make(tile.given(args[6], len(Given._fields)))
-        most = most_columns(lanes, rows, taps)
-        for fewer, count in zip((0, *COLUMNS), COLUMNS, strict=False):
-            if count <= most:
-                fits = builder.icmp_signed(">", own.columns, I64(fewer))
-                with builder.if_then(builder.and_(fits, builder.icmp_signed("<=", own.columns, I64(count)))):
-                    tile.write(count, own)
+        tile = UnpackedTile(builder, *values)
+        tile.write(Given._make(tile.given(args[6], len(Given._fields))))
         return context.get_dummy_value()
 
     return types.void(double, lanes, rows, run, taps, block, types.int64), codegen
@@ -86,72 +83,92 @@ class UnpackedTile(Emitter):
 
     def __init__(self, builder: Any, double: int, lanes: int, rows: int, run: int, taps: int, block: int) -> None:
         super().__init__(builder, double, vector_lanes(lanes, rows))
-        self.registers = -(-self.lanes // lanes)
-        self.rows, self.run, self.taps, self.block = rows, run, taps, block
-        self.each, self.width = panels_joined(lanes, rows), panel_width(rows)
-        self.weights = self.each * rows * taps  # of a vector of tiles, and channel
-        zero = -0.0  # which added to any sum leaves it as it is, where 0.0 would lose the sign of -0.0
-        self.nothing, self.neutral = (
-            cgutils.alloca_once(builder, self.vector),
-            cgutils.alloca_once(builder, self.vector),
-        )
-        builder.store(self.zero(), self.nothing)
-        builder.store(ir.Constant(self.vector, [zero] * self.lanes), self.neutral)
+        self.rows, self.run, self.taps, self.width = rows, run, taps, panel_width(rows)
+        self.weights = panels_joined(lanes, rows) * rows * taps  # of a vector of tiles, and channel
+        self.channels = block // taps  # of a block of terms
+        self.counts = [count for count in COLUMNS if count <= most_columns(lanes, rows, taps)]
+        self.places = []  # of zero, and of what leaves any sum as it is, where 0.0 would lose the sign of -0.0
+        for value in (self.zero(), ir.Constant(self.vector, [-0.0] * self.lanes)):
+            place = cgutils.alloca_once(builder, self.vector)
+            builder.store(value, place)
+            self.places.append(builder.ptrtoint(place, I64))
 
-    def write(self, count, given):
-        """The columns of all vectors of tiles, whatever their channels."""
+    def write(self, given):
         builder = self.builder
-        room = max(1, (target.vector_registers() - OTHERS) // (self.registers * self.taps * count))
-        together = 1
-        while 2 * together <= min(room, MOST_CHANNELS, self.block // self.taps):
-            together *= 2
-        with self.loop(given.channels, I64(self.block // self.taps)) as block:
+        self.start(given)
+        with self.loop(given.channels, I64(self.channels)) as block:
+            together = max(TERMS // self.taps, 1)
             channels = builder.sub(block.end, block.index)
             whole = builder.and_(channels, I64(-together))
             with self.loop(whole, I64(together)) as group:
-                self.add(count, together, given, builder.add(block.index, group.index), block)
+                first = builder.add(block.index, group.index)
+                for count in self.counts:
+                    with builder.if_then(builder.icmp_signed("==", given.columns, I64(count))):
+                        self.add([I64(c) for c in range(count)], together, given, first, block)
             if together > 1:
-                with self.loop(builder.sub(channels, whole), I64(1)) as rest:
+                with (
+                    self.loop(builder.sub(channels, whole), I64(1)) as rest,
+                    self.loop(given.columns, I64(1)) as column,
+                ):
                     first = builder.add(block.index, builder.add(whole, rest.index))
-                    self.add(count, 1, given, first, block)
+                    self.add([column.index], 1, given, first, block)
+        with self.loop(builder.mul(given.vectors, given.columns), I64(1), [self.zero()]) as loop:
+            total = self.load(self.element_at(given.totals, builder.mul(loop.index, I64(self.lanes))))
+            loop.keep([builder.fadd(loop.values[0], builder.fmul(total, self.zero()))])
+        self.store_first(self.added_lanes(loop.values[0]), given.check)
 
-    def add(self, count, together, given, first, block):
+    def start(self, given):
+        """Begin all totals with the bias; without one, with what leaves any sum as it is."""
+        builder = self.builder
+        channels = [self.channel_of(lane) for lane in range(self.lanes)]
+        none = builder.icmp_signed("==", given.bias, I64(0))
+        bias, step = (builder.select(none, *pair) for pair in ((self.places[1], given.bias), (I64(0), given.bias_step)))
+        with self.loop(given.vectors, I64(1)) as vector:
+            first = builder.mul(vector.index, I64(channels[-1] + 1))
+            value = ir.Constant(self.vector, ir.Undefined)
+            for c in range(channels[-1] + 1):
+                at = builder.add(bias, builder.mul(builder.add(first, I64(c)), step))
+                scalar = builder.load(builder.inttoptr(at, self.element.as_pointer()), align=self.size)
+                value = builder.insert_element(value, scalar, I32(c))
+            value = self.permuted(value, value, channels)
+            with self.loop(given.columns, I64(1)) as column:
+                place = builder.add(vector.index, builder.mul(column.index, given.vectors))
+                self.store(value, self.element_at(given.totals, builder.mul(place, I64(self.lanes))))
+
+    def add(self, columns, together, given, first, block):
         """Add what some channels contribute to the sums of their block of terms, and with the last these to totals."""
         builder = self.builder
         begins = builder.icmp_signed("==", first, block.index)
         ends = builder.icmp_signed("==", builder.add(first, I64(together)), block.end)
-        nothing, neutral = (builder.ptrtoint(place, I64) for place in (self.nothing, self.neutral))
-        step = I64(self.lanes * self.size)
-        before = builder.select(begins, nothing, given.sums), builder.select(begins, I64(0), step)
-        beside = builder.select(ends, given.totals, neutral), builder.select(ends, step, I64(0))
+        none, step = I64(0), I64(self.lanes * self.size)
+        before = builder.select(begins, self.places[0], given.sums), builder.select(begins, none, step)
+        beside = builder.select(ends, given.totals, self.places[1]), builder.select(ends, step, none)
         after = builder.select(ends, given.totals, given.sums), step
-        term = builder.mul(first, I64(self.taps))
-        samples = {}
+        samples = []
         for r in range(together * self.taps):
-            offset = self.index_at(given.offsets, builder.add(term, I64(r)))
-            at = self.element_at(given.slab, offset)
-            for c in range(count):
-                samples[r, c] = self.broadcast_at(at, c)
+            term = builder.add(builder.mul(first, I64(self.taps)), I64(r))
+            at = self.element_at(given.slab, self.index_at(given.offsets, term))
+            samples.append([self.broadcast_at(self.element_at(at, c), 0) for c in columns])
         rows = [
             self.element_at(given.weight, builder.mul(builder.add(first, I64(g)), given.channel_step))
             for g in range(together)
         ]
+        starts = [builder.mul(given.vectors, c) for c in columns]
         with self.loop(given.vectors, I64(1)) as vector:
 
-            def place(array, c):
-                start, step = array
-                return builder.add(
-                    start, builder.mul(builder.add(vector.index, builder.mul(given.vectors, I64(c))), step)
-                )
+            def places(array):
+                address, step = array
+                return [builder.add(address, builder.mul(builder.add(start, vector.index), step)) for start in starts]
 
-            sums = [self.load(place(before, c)) for c in range(count)]
+            self.barrier()  # else LLVM writes the loop several times, which takes long
+            sums = [self.load(place) for place in places(before)]
             for g, row in enumerate(rows):
                 at = self.element_at(row, builder.mul(vector.index, I64(self.weights)))
-                for tap, weights in enumerate(self.weights_of_taps(at)):
-                    for c in range(count):
-                        sums[c] = builder.call(self.fma, [weights, samples[g * self.taps + tap, c], sums[c]])
-            for c, value in enumerate(sums):
-                self.store(builder.fadd(self.load(place(beside, c)), value), place(after, c))
+                for weights, own in zip(self.weights_of_taps(at), samples[g * self.taps :], strict=False):
+                    pairs = zip(own, sums, strict=True)
+                    sums = [builder.call(self.fma, [weights, sample, value]) for sample, value in pairs]
+            for value, other, place in zip(sums, places(beside), places(after), strict=True):
+                self.store(builder.fadd(self.load(other), value), place)
 
     def weights_of_taps(self, address):
         """The weights of a channel: for each tap a vector of tiles."""
@@ -169,10 +186,14 @@ class UnpackedTile(Emitter):
         ]
 
     def place_of(self, tap, lane):
-        """The vector and its lane where the weight of a lane lies; that of a tile's last row for lanes beyond it."""
+        """The vector and its lane where a lane's weight lies."""
+        phase = min(lane % self.width, self.rows - 1) % self.run
+        return divmod((self.channel_of(lane) * self.taps + tap) * self.run + phase, self.lanes)
+
+    def channel_of(self, lane):
+        """The channel of a lane, counted from its vector's first; for lanes beyond a tile's rows, its last one's."""
         tile, row = lane // self.width, min(lane % self.width, self.rows - 1)
-        channel, phase = divmod(row, self.run)
-        return divmod((tile * self.rows + channel * self.run) * self.taps + tap * self.run + phase, self.lanes)
+        return (tile * self.rows + row) // self.run
 
 
 @functools.cache
