@@ -1,6 +1,7 @@
 """The tiles of few columns whose weights are read where they are: on memory of their own, and in calls."""
 
 import ctypes
+import time
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_a_given_weight_has_the_bits_of_a_packed_one(
     rng = np.random.default_rng(kernel_size)
     for channels, row_channels, groups in ((37, 131, 1), (3, 70, 2), (64, 128, 1), (5, 7, 1)):
         weight = rng.standard_normal((channels * groups, row_channels, kernel_size)).astype(dtype)
-        weight[:, 1::2] *= np.finfo(dtype).smallest_normal  # so that products are subnormal, or zeros of either sign
+        weight[:, 1::2] *= 3 * np.finfo(dtype).smallest_subnormal  # whose products are that, or zeros of either sign
         for bias in (None, rng.standard_normal(2 * row_channels * groups).astype(dtype)[::-2]):
             layer = nc.ConvTranspose1d(
                 channels * groups, row_channels * groups, kernel_size, stride, groups=groups, bias=bias is not None,
@@ -128,13 +129,14 @@ def test_weights_of_any_strides(reached, weight_view):
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan])
-@pytest.mark.parametrize("place", [(0, 0, 0), (20, 100, 3), (20, 127, 1), (39, 128, 2), (20, 130, 0)])
+@pytest.mark.parametrize("place", [(0, 0, 0), (20, 100, 3), (20, 127, 1), (39, -1, 2), (20, -1, 0)])
+@pytest.mark.parametrize("row_channels", [128, 131])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_weights_that_are_not_finite_are_found(reached, value, place, groups):
+def test_weights_that_are_not_finite_are_found(reached, value, place, row_channels, groups):
     """Of tiles that are read where they are, and of those after them; or inputs, which spoil what they reach alone."""
     rng = np.random.default_rng(10)
     x = rng.integers(-4, 5, (1, 40 * groups, 2)).astype(np.float32)
-    w = rng.integers(-4, 5, (40 * groups, 131, 4)).astype(np.float32)
+    w = rng.integers(-4, 5, (40 * groups, row_channels, 4)).astype(np.float32)
     parameters = {"stride": 2, "padding": 1, "groups": groups}
     w[place] = value
     for weight in (w, np.where(np.isfinite(w), w, np.float32(3))):
@@ -142,3 +144,21 @@ def test_weights_that_are_not_finite_are_found(reached, value, place, groups):
         np.testing.assert_array_equal(y, reference.conv_transpose1d(x, weight, **parameters))
         x[0, 7, 1] = value
     assert reached[0]
+
+
+@pytest.mark.parametrize("row_channels", [128, 131])
+@pytest.mark.parametrize(("kernel_size", "stride"), [(4, 2), (12, 6), (7, 2)])
+def test_weights_are_looked_through_only_where_a_sum_tells(numba_threads, row_channels, kernel_size, stride):
+    """What no tile writes tells nothing: a call that has to look at each weight takes several times as long."""
+    numba_threads(1)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, 1, 400, 1)).astype(np.float32)
+    x[1] = np.nan
+    w = rng.standard_normal((400, row_channels, kernel_size)).astype(np.float32)
+    least = [np.inf, np.inf]
+    for _ in range(20):
+        for k in range(2):
+            start = time.perf_counter()
+            nc.conv_transpose1d(x[k], w, stride=stride)
+            least[k] = min(least[k], time.perf_counter() - start)
+    assert 2 * least[0] < least[1]

@@ -111,6 +111,8 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
     cut = cut_of(source, sizes, row_tiles, workers)
     slab, totals, own, made = scratch_of(scratch, sizes, terms, workers, worker)
+    for j in range(own.size - sizes.starts, own.size):  # also of the rows that no tile has, of which a sum would tell
+        own[j] = 0
     check = scratch.dtype.type(0)
     packed = ZERO - 1  # no block
     for piece in range(worker * cut.pieces // workers, (worker + 1) * cut.pieces // workers):
@@ -227,6 +229,9 @@ def sum_blocks(
             few_size = sizes.start_size * few_stored(few)
             for t in range(0, count if few > 0 else 0, sizes.few_tiles):
                 own_few = own[tall_size + t * few_size :][: sizes.few_tiles * few_size]
+                if begins and count - t < sizes.few_tiles:  # else what no tile writes may tell of weights
+                    for j in range(own_few.size):
+                        own_few[j] = 0
                 sum_few(
                     begin + t, min(sizes.few_tiles, count - t), bias, sizes, phases, panel_sizes, own_terms,
                     address_of(made) + t * own_terms * rows * size, block_at + whole * size, offsets, group,
