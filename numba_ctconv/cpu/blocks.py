@@ -108,14 +108,14 @@ def call_of(family: Family, problem: Problem) -> Call:
     made_size += own.beyond + line if made_size > 0 else 0
     own_size = slab_size + totals_size + 2 * line + sums_size + staged + starts  # to begin at one, and where panels lie
     dtype = np.dtype(f"f{own.itemsize}")
-    task, unpacked, unpacked_columns = tiled.share.address(dtype), 0, 0
+    task, sum_blocks, unpacked, unpacked_columns = tiled.share.address(dtype), 0, 0, 0
     if own.takes_blocks and not problem.packed:  # the first call compiles what any length can need
-        by_blocks = tiled.share_by_blocks.address(dtype)
+        by_blocks, sum_blocks = (part.address(dtype) for part in (tiled.share_by_blocks, tiled.sum_blocks))
         task = by_blocks if sizes.block_channels > 0 else task
         unpacked, unpacked_columns = unpacked_of(own)
     sizes = sizes._replace(
         slab_size=slab_size, totals_size=totals_size, made_size=made_size, sums_size=sums_size, starts=starts,
-        own_size=own_size, task=task, unpacked=unpacked, unpacked_columns=unpacked_columns,
+        own_size=own_size, task=task, sum_blocks=sum_blocks, unpacked=unpacked, unpacked_columns=unpacked_columns,
     )  # fmt: skip
     shared_size = 2 * len(own.term_rows) * 8 // own.itemsize
     worker_size = own_size + 1 + made_size
@@ -193,7 +193,7 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
         row_sums = far_columns * layout.rows
     return Sizes._make(
         (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns,
-         int(in_place), row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, 0, 0, int(long))
+         int(in_place), row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 

@@ -70,7 +70,8 @@ class Sizes(NamedTuple):
     sums_size: int  # of a tile or of a row of tiles, likewise
     starts: int  # of what a few tiles start from
     own_size: int  # of all scratch of a worker, likewise
-    task: int  # address of what a worker does
+    task: int  # address of what a worker does,
+    sum_blocks: int  # and of what sums by blocks of channels; or 0
     long: int  # whether other Python threads may run meanwhile: a short call gains nothing by letting them
 
 

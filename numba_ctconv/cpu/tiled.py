@@ -124,10 +124,13 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
             row_begin, row_end, bias, sizes, phases, panel_sizes, weight, block_at, block_offsets, group, column,
             columns, made, own, output,
         )  # fmt: skip
-        found += sum_blocks(
-            row_begin + unpacked, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at,
-            block_offsets, group, column, columns, made, totals, own, output,
-        )  # fmt: skip
+        if row_begin + unpacked < row_end:
+            call_task(
+                sizes.sum_blocks,
+                (row_begin + unpacked, row_end, bias, sizes, phases, panel_sizes, first_taps, weight, block_at,
+                 block_offsets, group, column, columns, made, totals, own, output),
+            )  # fmt: skip
+            found += totals[0]
         if found != 0:  # an input that is not finite, or a sum that overflows, tells the same
             check = nothing_of_group(weight, group, check)
     keep_check(check, scratch, sizes, terms, workers, worker)
@@ -184,15 +187,17 @@ def keep_check(check, scratch, sizes, terms, workers, worker):
     scratch[2 * terms * 8 // scratch.itemsize + workers * sizes.own_size + worker] = check
 
 
-@helper
+@task(
+    "i i r1 sizes n1 panel_sizes n1 r4 i i i i i c1 c1 c1 w3", sizes=SIZES, panel_sizes=PANEL_SIZES
+)  # fmt: skip
 def sum_blocks(
-    row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at, block_offsets, group,
-    column, columns, made, totals, scratch, output,
+    row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, weight, block_at, block_offsets, group, column,
+    columns, made, totals, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a part of the tiles in few columns, by blocks of terms of which a few panels are made.
 
     So weights that are met once or twice are read in rows, and come back from no farther than the first-level cache.
-    0, or NaN where a weight is not finite, of which a sum would tell.
+    In the end the first of the totals is 0, or NaN where a weight is not finite, of which a sum would tell.
     """
     size, rows, taps, together = output.itemsize, sizes.rows, panel_sizes.taps, sizes.together
     few = few_of(columns, sizes)
@@ -239,7 +244,7 @@ def sum_blocks(
                 )  # fmt: skip
                 if ends and whole == 0:
                     check += nothing_of(own_few, 0, own_few.size)
-    return check
+    totals[0] = check
 
 
 @helper
