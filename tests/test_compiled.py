@@ -128,7 +128,7 @@ with event.install_listener("numba:compile", made):
 assert (y.bias == 30).all()
 print(len(made.buffer))
 """
-KEPT = 4  # of it without tiles: both forms of the bias' kernel, and the two C functions that it calls
+KEPT = 4  # of it without tiles: both forms of the bias' kernel, and the two compiled functions that it calls
 
 
 def files(folder):

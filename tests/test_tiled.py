@@ -1,7 +1,9 @@
 """The tiled products: layouts and tiles as pure functions, and what their bits may depend on."""
 
+import numba
 import numpy as np
 import pytest
+from calling import call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +16,6 @@ from numba_ctconv.cpu import (
     depthwise_rows,
     layout,
     microkernels,
-    moves,
     panels,
     target,
     weight_layout,
@@ -81,98 +82,6 @@ def test_a_layout_covers_every_tap_once(kernel_size, stride, dilation, channels,
                     plane = slab.planes[slab.term_rows[m] % len(slab.planes)]
                     assert plane + slab.term_starts[m] - slab.lead == -(k * dilation // stride)
     assert sorted(seen) == list(range(kernel_size))
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("rows", "phases"), [(8, 8), (8, 2), (9, 3), (5, 5), (6, 6), (1, 1), (7, 7), (12, 12)])
-def test_moves_interleave_and_lay_out(dtype, rows, phases):
-    """The packing moves on memory of their own, called as C functions."""
-    size = np.dtype(dtype).itemsize
-    lanes = target.vector_bytes() // size
-    source = np.random.default_rng(0).standard_normal((rows, 5 * lanes)).astype(dtype)
-    interleaved = np.full((3 * lanes, rows), np.nan, dtype)
-    call(
-        moves.moves.interleave(size, lanes, rows),
-        source.ctypes.data,
-        5 * lanes,
-        3 * lanes,
-        interleaved.ctypes.data,
-        rows,
-    )
-    np.testing.assert_array_equal(interleaved, source[:, : 3 * lanes].T)
-    laid_out = np.full((4, 40), np.nan, dtype)
-    call(moves.moves.lay_out(size, phases), source.ctypes.data, phases + 1, 4, laid_out.ctypes.data, 40)
-    for j in range(4):
-        np.testing.assert_array_equal(laid_out[j, :phases], source.ravel()[j * (phases + 1) :][:phases])
-    assert np.isnan(laid_out[:, phases:]).all()
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(
-    ("run", "channels", "taps"),
-    [(2, 4, 2), (4, 2, 2), (6, 1, 2), (5, 1, 3), (8, 1, 2), (3, 3, 1), (7, 1, 1), (3, 1, 1)],
-)
-def test_moves_pack_whole_channels(dtype, run, channels, taps):
-    """Of three tiles, between whose panels nothing is written."""
-    size, rows = np.dtype(dtype).itemsize, run * channels
-    source = np.random.default_rng(0).standard_normal((5, 3 * rows * taps + 7)).astype(dtype)
-    packed = np.full((3, 6, taps, rows), np.nan, dtype)
-    move = moves.moves.pack_whole(size, run, channels, taps)
-    step = packed.strides[0] // size
-    call(move, source.ctypes.data, source.shape[1], 5, rows * taps, 3, step, packed.ctypes.data)
-    own = source[:, : 3 * rows * taps].reshape(5, 3, channels, taps, run)
-    np.testing.assert_array_equal(packed[:, :5], own.transpose(1, 0, 3, 2, 4).reshape(3, 5, taps, rows))
-    assert np.isnan(packed[:, 5]).all()
-    call(move, source.ctypes.data, 0, 0, 0, 3, step, packed[0, 5].ctypes.data)
-    assert np.isnan(packed[:, 5]).all()
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("planes", [1, 2, 3, 8, 10])
-@pytest.mark.parametrize(("first", "stop", "columns"), [(0, 3, 3), (2, 9, 11), (1, 40, 41), (5, 5, 6), (-3, 20, 17)])
-def test_moves_part_short_rows(dtype, planes, first, stop, columns):
-    """Memory beside the rows is neither read, as zeros show, nor written."""
-    size = np.dtype(dtype).itemsize
-    move = moves.moves.part_rows(size, planes)
-    if move == 0:
-        pytest.skip("vectors of this machine are not loaded in part")
-    before = 3
-    source = np.random.default_rng(0).standard_normal((4, before + columns * planes)).astype(dtype)
-    parted = np.full((4, planes, columns + 19), np.nan, dtype)
-    values = [
-        source.ctypes.data + before * size, source.strides[0], first, stop, 4, parted.ctypes.data, *parted.strides[:2],
-        columns,
-    ]  # fmt: skip
-    call(move, np.array(values, np.int64).ctypes.data)
-    samples = np.arange(-before, columns * planes)
-    there = np.where((samples >= first) & (samples < stop), source, 0)[:, before:]
-    np.testing.assert_array_equal(parted[:, :, :columns], there.reshape(4, columns, planes).transpose(0, 2, 1))
-    assert np.isnan(parted[:, :, columns:]).all()
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 12])
-def test_moves_deinterleave_and_transpose(dtype, rows):
-    size = np.dtype(dtype).itemsize
-    lanes = target.vector_bytes() // size
-    source = np.random.default_rng(0).standard_normal((3 * lanes, rows)).astype(dtype)
-    parted = np.full((rows, 5 * lanes), np.nan, dtype)
-    move = moves.moves.deinterleave(size, lanes, rows)
-    call(move, source.ctypes.data, 0, 3 * lanes, parted.ctypes.data, 5 * lanes)
-    np.testing.assert_array_equal(parted[:, : 3 * lanes], source.T)
-    assert np.isnan(parted[:, 3 * lanes :]).all()
-    square = np.random.default_rng(1).standard_normal((lanes, 2 * lanes + 3)).astype(dtype)
-    transposed = np.full((2 * lanes, lanes + rows), np.nan, dtype)
-    steps = square.strides[0], 2 * lanes
-    call(moves.moves.transpose(size), square.ctypes.data, *steps, transposed.ctypes.data, transposed.strides[0])
-    np.testing.assert_array_equal(transposed[:, :lanes], square[:, : 2 * lanes].T)
-    assert np.isnan(transposed[:, lanes:]).all()
-
-
-def call(address, *integers):
-    import ctypes  # noqa: PLC0415  # here alone
-
-    ctypes.CFUNCTYPE(None, *[ctypes.c_int64] * len(integers))(int(address))(*integers)
 
 
 @pytest.mark.parametrize("rows", [1, 5, 8])
@@ -308,6 +217,38 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(chang
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parameters", [{"stride": 4, "padding": 3, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_the_ends_of_items_alone_are_copied(change, dtype, parameters, threads):
+    """Blocks inside each item are read in place, as many as there are, and shared out with the two at its ends."""
+    if threads > numba.config.NUMBA_NUM_THREADS:
+        pytest.skip(f"{threads} threads of {numba.config.NUMBA_NUM_THREADS}")
+    rng = np.random.default_rng(7)
+    x, w = rng.standard_normal((3, 16, 1207)).astype(dtype), rng.standard_normal((16, 3, 7)).astype(dtype)
+    taken = []
+
+    def counted(*arguments, size=blocks.sizes_of):
+        taken.append(size(*arguments))
+        return taken[-1]
+
+    change(blocks, "sizes_of", counted)
+    before = numba.get_num_threads()
+    try:
+        numba.set_num_threads(threads)
+        in_place = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
+    finally:
+        numba.set_num_threads(before)
+    change(blocks, "LEAST_COPIED_BYTES", 1 << 40)
+    even = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
+    inner = [(own.inner_begin, own.inner_end, own.width) for own in taken]
+    families = len(inner) // 2
+    for begin, end, width in inner[:families]:
+        assert 0 < begin < begin + width < end <= taken[0].positions - begin
+    assert {end for _, end, _ in inner[families:]} == {0}
+    np.testing.assert_array_equal(in_place, even)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("parameters", [{"stride": 8, "padding": 4, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
 def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, parameters):
     """Many rows that are read in place are summed up a block of terms after the other, by all tiles of a row."""
@@ -332,6 +273,27 @@ def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, param
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("parameters", [{"stride": 8, "padding": 4, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
+def test_rows_of_few_terms_give_the_bits_of_tiles_by_themselves(change, dtype, parameters):
+    """One block of terms, of which the tiles of a row are called together."""
+    rng = np.random.default_rng(6)
+    x, w = rng.standard_normal((2, 4, 901)).astype(dtype), rng.standard_normal((4, 5, 8)).astype(dtype)
+    bias = rng.standard_normal(5 * parameters.get("groups", 1)).astype(dtype)
+    taken = []
+
+    def counted(*arguments, size=blocks.sizes_of):
+        taken.append(size(*arguments))
+        return taken[-1]
+
+    change(blocks, "sizes_of", counted)
+    in_rows = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
+    change(layout.Layout, "few_terms", False)
+    by_themselves = nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters)
+    assert [own.row_sums for own in taken] == [1, 0]
+    np.testing.assert_array_equal(in_rows, by_themselves)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("kernel_size", "parameters", "length"),
     [
@@ -345,7 +307,7 @@ def test_rows_of_tiles_give_the_bits_of_tiles_by_themselves(change, dtype, param
     ],
 )
 def test_depthwise_rows_give_the_bits_of_tiles(monkeypatch, dtype, kernel_size, parameters, length):
-    """Two implementations of one order: rows in place, with C functions of their own, and packed tiles."""
+    """Two implementations of one order: rows in place, with compiled functions of their own, and packed tiles."""
     rng = np.random.default_rng(2)
     x, w = rng.standard_normal((2, 5, length)).astype(dtype), rng.standard_normal((5, 1, kernel_size)).astype(dtype)
     bias = rng.standard_normal(5).astype(dtype)

@@ -5,12 +5,13 @@ import time
 
 import numpy as np
 import pytest
+from calling import call
 
 import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.cpu import blocks, column_tiles, target, unpacked_tiles
 
-FUNCTION = ctypes.CFUNCTYPE(None, ctypes.c_int64)
+FUNCTION = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)  # as Numba calls
 
 
 @pytest.fixture
@@ -24,11 +25,11 @@ def reached(monkeypatch):
         if address == 0:
             return address, columns
 
-        def call(given):
+        def watch(result, error, given):
             seen.append(unpacked_tiles.Given(*(ctypes.c_int64 * len(unpacked_tiles.Given._fields)).from_address(given)))
-            FUNCTION(address)(given)
+            return FUNCTION(address)(result, error, given)
 
-        kept.append(FUNCTION(call))
+        kept.append(FUNCTION(watch))
         return ctypes.cast(kept[-1], ctypes.c_void_p).value, columns
 
     monkeypatch.setattr(blocks, "unpacked_of", watched)
@@ -67,7 +68,7 @@ def test_tiles_on_memory_of_their_own(dtype, lanes, rows, run, taps, channels):
                 weight.ctypes.data, weight.shape[1], channels, 3, slab.ctypes.data, offsets.ctypes.data, columns,
                 bias[::-1].ctypes.data * has_bias, -size, totals.ctypes.data, sums.ctypes.data, check.ctypes.data,
             )  # fmt: skip
-            FUNCTION(address)(np.array(given, np.int64).ctypes.data)
+            call(address, np.array(given, np.int64).ctypes.data)
             start = bias[::-1][: tiles * rows // run].repeat(run).reshape(tiles, rows) if has_bias else 0
             np.testing.assert_array_equal(totals[:columns, :, :rows], product + start)
             assert np.isfinite(totals[:columns]).all()

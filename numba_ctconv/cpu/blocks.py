@@ -22,6 +22,7 @@ BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefet
 MADE_GROUPS = 8  # and groups of tiles whose panels are made of them at once, for the same reason
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
 IN_PLACE_BYTES = 64 * 1024  # what a block that is read in place takes of the second-level cache
+LEAST_COPIED_BYTES = 8 * 1024  # of a block, below which it is copied sooner than cut in three
 LEAST_COPIED = 4  # times that many rows are read again and again, each on a page of its own
 LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
 FAR = 2  # times what a tile meets of an item, from which the terms that meet nothing are looked for
@@ -157,7 +158,7 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
 
     But for the sizes of its scratch memory, which follow from these.
     """
-    groups, (_, _, length), strides, long, packed, *steps = problem
+    groups, (batch, _, length), strides, long, packed, *steps = problem
     itemsize = layout.itemsize
     full = layout.vectors * layout.lanes
     row_tiles = layout.row_tiles
@@ -175,10 +176,16 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     elif many and row_tiles >= LEAST_COPIED:
         in_place = False
     elif in_place:
+        row_sums = int(layout.few_terms)  # none wait, and tiles of a row are called together
         widest = min(widest, full * max(1, IN_PLACE_BYTES // itemsize // layout.slab_rows // full))
-    blocks = max(1, -(-columns // widest))
-    width = min(widest, -(-columns // blocks // full) * full)
-    blocks = -(-columns // width)
+    inner_begin = inner_end = 0
+    if in_place:
+        inner_begin, inner_end = inner_columns(layout, problem.positions, widest)
+    spans, span = (batch, inner_end - inner_begin) if inner_end > 0 else (1, columns)
+    blocks = max(1, -(-span // widest))
+    width = min(widest, -(-span // blocks // full) * full)
+    width = max(width, problem.positions - inner_end) if inner_end > 0 else width
+    blocks = spans * -(-span // width)
     tiles = -(-min(width, columns) // full)  # of a block; its vectors are shared out among them
     even = -(-min(width, columns) // (layout.lanes * tiles)) * layout.lanes
     strip = min(even if layout.strip == full else layout.strip, width)
@@ -192,9 +199,23 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
         far_columns = full if length > NARROW * full else layout.lanes
         row_sums = far_columns * layout.rows
     return Sizes._make(
-        (*layout.fixed, groups, layout.row_channels, strip, pitch, width, *steps, length, item_columns,
-         int(in_place), row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, int(long))
+        (*layout.fixed, groups, layout.row_channels, strip, pitch, width, inner_begin, inner_end, *steps, length,
+         item_columns, int(in_place), row_sums, far_columns, together, block_channels,
+         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
+
+
+def inner_columns(layout: Layout, positions: int, widest: int) -> tuple[int, int]:
+    """Where the columns of an item begin and end of which tiles load nothing beyond its samples; 0, 0 where few do.
+
+    Blocks of these can be read in place, and what lies at the ends is so little that it is soon copied.
+    """
+    full = layout.vectors * layout.lanes
+    begin = full * -(-(layout.lead + layout.tail + layout.lanes + layout.few_columns) // full)
+    end = begin + (positions - 2 * begin) // full * full
+    copied = layout.slab_rows * min(positions, widest) * layout.itemsize
+    worth_it = end - begin >= full and copied >= LEAST_COPIED_BYTES
+    return (begin, end) if worth_it and positions - end <= widest else (0, 0)
 
 
 def made_at_once(layout: Layout, blocks: int, short: bool) -> tuple[int, int]:

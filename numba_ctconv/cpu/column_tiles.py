@@ -1,4 +1,4 @@
-"""The tile of few columns, whose lanes run over the rows of panels. Compiled to C functions.
+"""The tile of few columns, whose lanes run over the rows of panels. Called by address.
 
 Where columns are few, those of microkernels.py would compute a vector of them all the same. This one sums in their
 order, so it gives their bits.
@@ -13,7 +13,7 @@ from numba.extending import intrinsic
 
 from ..forks import compiling
 from . import target
-from .emitter import I64, Emitter, c_function
+from .emitter import I64, Emitter, emitted_function
 from .microkernels import PANEL_AHEAD, SIGNATURE
 
 # Columns that a tile may have: what chunks of 1, 2, 4 and 8 samples reach, and the one that whole vectors leave over.
@@ -138,7 +138,7 @@ def _compile(double: int, lanes: int, rows: int) -> Any:
         column_tile(double, lanes, rows, panels, slab, offsets, terms, block, start, given, out, columns)
 
     with compiling:
-        return c_function(function, SIGNATURE, f"column_tiles.column_tile-{double}-{lanes}-{rows}")
+        return emitted_function(function, SIGNATURE, f"column_tiles.column_tile-{double}-{lanes}-{rows}")
 
 
 def column_tiles(itemsize: int, lanes: int, rows: int) -> int:

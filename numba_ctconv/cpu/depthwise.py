@@ -1,7 +1,7 @@
 """The fast path of layers with one input channel a group, and for the gradients one output channel too.
 
 Each row of such a layer, (item, channel), meets one row of the source, and little is multiplied: memory sets the pace.
-The C functions of depthwise_rows compute rows in place, many a call, for rows may be short; here the work is shared out
+The functions of depthwise_rows compute rows in place, many a call, for rows may be short; here the work is shared out
 and cut into what lies inside both arrays and what touches an end of either. Arrays that are not contiguous in time pass
 through scratch memory. What is computed for a position is the same either way.
 
@@ -23,7 +23,7 @@ def rows(
     source, weight, bias, function, step_in, lead, tail, crop_in, step_out, crop_out, position, positions, lanes,
     workers, stretches, long, scratch, target,
 ):  # fmt: skip
-    """Forward and grad_input: the positions from `position` on of each row, by the C function at an address.
+    """Forward and grad_input: the positions from `position` on of each row, by the function at an address.
 
     Position q takes the samples from (q - lead)·step_in - crop_in up to (q + tail + 1)·step_in - crop_in, and gives
     those from q·step_out - crop_out on, step_out of them. Rows are cut into `stretches` for the workers. Other Python
@@ -107,7 +107,7 @@ def grad_weight(
     grad_output, input, function, add_rows, add_lanes, stride, tail, crop, lanes, together, workers, long, scratch,
     infinite, grad_weight, grad_bias,
 ):  # fmt: skip
-    """The sums over time of each channel, by the C functions at three addresses; so many channels after each other.
+    """The sums over time of each channel, by the functions at three addresses; so many channels after each other.
 
     The samples of the output gradient are added up for the bias, where it has a gradient, while they are in a cache.
     Other Python threads may run during a `long` call.

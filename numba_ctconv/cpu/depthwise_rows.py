@@ -1,4 +1,4 @@
-"""The rows of a depthwise layer: C functions that compute many of them, whose taps are fixed when they are compiled.
+"""The rows of a depthwise layer: functions that compute many of them, whose taps are fixed when they are compiled.
 
 With one input channel a group there is little to multiply and nothing to pack: a function loads each sample from where
 it lies, holds the weights in registers and stores whole vectors. It sums a row's taps in the order of the tiles, so it
@@ -18,7 +18,7 @@ from numba.extending import intrinsic
 from ..forks import compiling
 from ..geometry import Plan, plan
 from . import target
-from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
+from .emitter import I64, ROWS_SIGNATURE, Emitter, emitted_function
 from .row_parts import Ends, Planes, load, prefetch, store, vectors_ahead
 
 MOST_TAPS = 32  # one block of terms, so that the order is the tiles'
@@ -254,7 +254,7 @@ def _weights(emit: Emitter, weights: Any, taps: int) -> Callable[[int], Any]:
 
 
 class CompiledRows:
-    """The C functions of depthwise layers, compiled on first use and kept on disk."""
+    """The functions of depthwise layers, compiled on first use and kept on disk."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], Any] = {}
@@ -280,6 +280,6 @@ def _compile(operation: str, double: int, lanes: int, taps: int, stride: int, di
     def function(given):
         row(double, lanes, taps, stride, dilation, given)
 
-    return c_function(
+    return emitted_function(
         function, ROWS_SIGNATURE, f"depthwise_rows.{operation}-{double}-{lanes}-{taps}-{stride}-{dilation}"
     )

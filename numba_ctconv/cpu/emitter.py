@@ -1,4 +1,6 @@
-"""Vector instructions in LLVM code: the one place that writes them, for tiles, moves and rows. Compiled to C functions.
+"""Vector instructions in LLVM code: the one place that writes them, for tiles, moves and rows.
+
+What they make up is compiled to functions that Numba's code calls by their addresses.
 
 Addresses are int64, so that sums with other integers stay integers; indexes count elements.
 """
@@ -7,12 +9,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numba
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.core.ccallback import CFunc
 
-from .disk import keep_on_disk
+from .compilation import INNER, Compiled, compiled
 from .target import CACHE_LINE
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
@@ -274,9 +276,6 @@ class Loop:
         self._builder.position_at_end(self._done)
 
 
-def c_function(function: Any, signature: Any, name: str) -> Any:
-    """Compile a C function and keep it on disk under its name."""
-    compiled = CFunc(function, (signature.args, signature.return_type), locals={}, options={})
-    keep_on_disk(compiled, name)
-    compiled.compile()
-    return compiled
+def emitted_function(function: Any, signature: Any, name: str) -> Compiled:
+    """Compile what an emitter writes, and keep it on disk under its name."""
+    return compiled(numba.njit(**INNER)(function), signature, name)

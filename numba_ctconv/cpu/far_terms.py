@@ -6,7 +6,7 @@ sum, and blocks of terms end where they always do: so each element has the bits 
 """
 
 from .compilation import helper, task
-from .intrinsics import address_of, call_task, call_tile
+from .intrinsics import address_of, call_task
 from .layout import PANEL_SIZES, SIZES
 from .rows import count_below, first_not_below
 from .storing import direct_target, place_of
@@ -44,9 +44,10 @@ def sum_far(
             while r < last:
                 stop = min((r // sizes.block + 1) * sizes.block, last)
                 ends = stop == last and first + taps >= term_starts.size
-                call_tile(
-                    tile, panel_at + r * rows * size, slab_at, block_offsets + r * 8, stop - r, 1,
-                    address_of(start) if r == begin else 0, sums_at, to if ends else 0, step,
+                call_task(
+                    tile,
+                    (panel_at + r * rows * size, slab_at, block_offsets + r * 8, stop - r, 1,
+                     address_of(start) if r == begin else 0, sums_at, to if ends else 0, step),
                 )  # fmt: skip
                 r = stop
         if target == 0:

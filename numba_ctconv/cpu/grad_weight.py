@@ -76,7 +76,7 @@ def scatter(grad_output, input, stride, dilation, groups, crop_left, workers, gr
 
 @kernel("r3 i i i i i i c2 w1", nogil=False)
 def sum_channels(grad_output, add_rows, add_lanes, lanes, together, workers, long, scratch, grad_bias):
-    """Sum grad_output[n, o, l] over n and l, by the C functions at two addresses; so many channels after each other.
+    """Sum grad_output[n, o, l] over n and l, by the functions at two addresses; so many channels after each other.
 
     Other Python threads may run during a `long` call.
 

@@ -8,9 +8,6 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-TILE_ARGUMENTS = 9  # of microkernels.SIGNATURE
-MOVE_ARGUMENTS = 5  # of moves.SIGNATURE
-PACK_ARGUMENTS = 7  # of moves.PACK_SIGNATURE
 _BYTES = ir.IntType(8).as_pointer()
 
 
@@ -104,52 +101,15 @@ def copy_bytes(typingctx, target, source, count):
 
 
 @intrinsic
-def call_tile(typingctx, tile, panel, slab, offsets, terms, block, start, sums, target, channel_stride):
-    """Call the compiled tile at an address."""
-
-    def codegen(context, builder, signature, args):
-        function = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * TILE_ARGUMENTS)
-        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * (1 + TILE_ARGUMENTS)), codegen
-
-
-@intrinsic
-def call_move(typingctx, move, source, source_step, count, target, target_step):
-    """Call the compiled move at an address."""
-
-    def codegen(context, builder, signature, args):
-        function = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * MOVE_ARGUMENTS)
-        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * (1 + MOVE_ARGUMENTS)), codegen
-
-
-@intrinsic
-def call_pack(typingctx, pack, source, inner_step, inner, channel_step, tap_step, taps, target):
-    """Call the compiled packing of runs at an address."""
-
-    def codegen(context, builder, signature, args):
-        function = ir.FunctionType(ir.VoidType(), [ir.IntType(64)] * PACK_ARGUMENTS)
-        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
-        return context.get_dummy_value()
-
-    return types.void(*[types.int64] * (1 + PACK_ARGUMENTS)), codegen
-
-
-@intrinsic
 def call_rows(typingctx, function, values):
-    """Call the C function of rows at an address with the address of so many integers."""
+    """Call what `call_task` does with the address of so many integers."""
 
     def codegen(context, builder, signature, args):
         integer, count = ir.IntType(64), len(signature.args[1])
         room = cgutils.alloca_once(builder, ir.ArrayType(integer, count))
         for k, value in enumerate(cgutils.unpack_tuple(builder, args[1], count)):
             builder.store(value, builder.gep(room, [ir.IntType(32)(0), ir.IntType(32)(k)]))
-        pointer = ir.FunctionType(ir.VoidType(), [integer]).as_pointer()
-        builder.call(builder.inttoptr(args[0], pointer), [builder.ptrtoint(room, integer)])
+        _call(context, builder, args[0], [types.int64], [builder.ptrtoint(room, integer)])
         return context.get_dummy_value()
 
     return types.void(types.int64, values), codegen
@@ -157,20 +117,22 @@ def call_rows(typingctx, function, values):
 
 @intrinsic
 def call_task(typingctx, address, values):
-    """Call what a compilation.Task compiled with a tuple of what it takes."""
+    """Call what a compilation.Task, or an emitter, compiled with a tuple of what it takes."""
     kinds = [types.int64 if isinstance(kind, types.Integer) else kind for kind in values]  # a literal is an int64 too
 
     def codegen(context, builder, signature, args):
-        convention = context.call_conv
-        function = convention.get_function_type(types.none, kinds)
-        given = [cgutils.alloca_once_value(builder, ir.Constant(kind.pointee, None)) for kind in function.args[:2]]
         unpacked = zip(cgutils.unpack_tuple(builder, args[1]), values, kinds, strict=True)
-        given += convention._get_arg_packer(kinds).as_arguments(  # noqa: SLF001  # there is no public way
-            builder, [context.cast(builder, value, own, kind) for value, own, kind in unpacked]
-        )
-        builder.call(
-            builder.inttoptr(args[0], function.as_pointer()), given
-        )  # it can't fail: an error has no code path
+        given = [context.cast(builder, value, own, kind) for value, own, kind in unpacked]
+        _call(context, builder, args[0], kinds, given)
         return context.get_dummy_value()
 
     return types.void(types.int64, values), codegen
+
+
+def _call(context, builder, address, kinds, values):
+    """Write a call as Numba's own convention has it; it can't fail: an error has no code path."""
+    convention = context.call_conv
+    function = convention.get_function_type(types.none, kinds)
+    given = [cgutils.alloca_once_value(builder, ir.Constant(kind.pointee, None)) for kind in function.args[:2]]
+    given += convention._get_arg_packer(kinds).as_arguments(builder, values)  # noqa: SLF001  # there is no public way
+    builder.call(builder.inttoptr(address, function.as_pointer()), given)

@@ -13,12 +13,11 @@ import numpy as np
 
 from ..geometry import Plan, families
 from . import column_tiles, target
+from .tile_shapes import tall_tiles, tile_shape, tile_vectors, usual_rows
 
 LEAST_FAR_BLOCKS = 4  # of a channel's terms
 BLOCK = 32  # terms of a partial sum: torch's accuracy at 3 % of the time, where 64 has one and a half times its error
 SLAB_BYTES = 1024 * 1024  # what a block of columns takes of the second-level cache; weights stream past each block
-MOST_VECTORS = 6  # of a tile
-LEAST_ROWS = 0.75  # part of the usual rows of a tile, below which the slab would be read too often in any case
 MOST_PHASES = 12  # of a stride, for all of which a tile that has those of a family leaves room as it stores
 LARGEST_SLAB_BYTES = 4 * 1024 * 1024
 MOST_IN_PLACE = 320  # products that a sample is a term of, at tiles' usual rows; below, copying it first would show
@@ -51,6 +50,8 @@ class Sizes(NamedTuple):
     strip: int  # columns of a block whose rows lie together in a slab
     pitch: int  # of a strip's rows
     width: int  # columns of a block
+    inner_begin: int  # where an item's blocks that are read in place begin, after one that is not,
+    inner_end: int  # and where they end; 0 where all blocks are alike
     crop_in: int
     crop_out: int
     q_first: int
@@ -200,6 +201,11 @@ class Layout:
         """
         return self.serves_as_it_is and self.slab_rows > MOST_STREAMS and self.taps > 0
 
+    @property
+    def few_terms(self) -> bool:
+        """Whether tiles that read rows in place have one block of terms: as soon computed as called one by one."""
+        return self.serves_as_it_is and 0 < len(self.term_rows) <= BLOCK
+
 
 @functools.lru_cache(maxsize=64)
 def forward_layouts(plan: Plan, channels: int, row_channels: int, itemsize: int) -> tuple[Layout, ...] | None:
@@ -304,47 +310,6 @@ def _slab_layout(*, channels: int, row_channels: int, itemsize: int, planes: Any
     )  # fmt: skip
 
 
-def usual_rows() -> int:
-    """Rows of a tile where nothing is against it."""
-    return target.vector_registers() // 4
-
-
-def tile_shape(row_channels: int, phases: int) -> tuple[int, int]:
-    """Rows of a tile and how many phases it interleaves: whole channels where they fit, else a part of one.
-
-    Seven rows fit 16 registers with one vector each, and a tile loads as much as it multiplies: two parts of four rows,
-    one of which stands for no phase, take less time. Three channels of three phases fit 32 registers, but load more for
-    their products than two.
-    """
-    usual = usual_rows()
-    most = usual + usual // 2  # rows of which two vectors each, theirs and a weight still fit the registers
-    if phases > most:
-        own = min(range(most, usual - 1, -1), key=lambda part: -phases % part)  # rows that stand for no phase
-        return own, own
-    channels = max(1, usual // phases)
-    rows, more, least = phases * channels, phases * (channels + 1), usual * LEAST_ROWS
-    if more <= most and (rows < least or (rows == least and products_of_loads(more) >= products_of_loads(rows))):
-        channels += 1
-    tiles = -(-row_channels // channels)
-    return phases * -(-row_channels // tiles), phases
-
-
-def products_of_loads(rows: int) -> float:
-    """Products of a full tile to each vector or weight that it loads."""
-    vectors = tile_vectors(rows)
-    return rows * vectors / (rows + vectors)
-
-
 def strip_columns(full: int, reach: int) -> int:
     """Columns of a strip: a full tile's, or so many that those which neighbouring strips share hardly count."""
     return full * max(1, -(-reach * SHARED_PART // full))
-
-
-def tall_tiles(rows: int) -> int:
-    """Tiles of one vector whose sums fit the registers together, beside a vector of a slab's row and a weight."""
-    return next(tiles for tiles in (4, 2, 1) if tiles * rows <= target.vector_registers() - 2 or tiles == 1)
-
-
-def tile_vectors(rows: int) -> int:
-    """Vectors of a full tile: its sums, the vectors of a slab's row and one weight fit the registers."""
-    return max(1, min((target.vector_registers() - 1) // (rows + 1), MOST_VECTORS))

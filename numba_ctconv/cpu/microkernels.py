@@ -1,4 +1,4 @@
-"""The register tiles, of which the tiled kernels are made. Compiled to C functions.
+"""The register tiles, of which the tiled kernels are made. Called by address.
 
 A tile computes rows × (vectors · lanes) outputs of a product with shifted rows,
 
@@ -11,7 +11,7 @@ run over m; it sums in the same order.
 
 It stores with neighbouring rows interleaved: rows m = channel·phases + p, columns c = q, so that the target of a
 channel holds q·slots + p in order; where slots are more than phases, the others are left as they were. Everything is
-passed as an address or an integer, which keeps one C signature.
+passed as an address or an integer, which keeps one signature.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..forks import compiling
-from .emitter import I64, Emitter, c_function
+from .emitter import I64, Emitter, emitted_function
 from .target import CACHE_LINE
 
 TILES_AHEAD = 2  # that are computed before what is asked for of the slab is needed
@@ -199,7 +199,7 @@ class Tile(Emitter):
 
 
 class CompiledTiles:
-    """The C functions of tiles, compiled on first use and kept on disk."""
+    """The functions of tiles, compiled on first use and kept on disk."""
 
     def __init__(self) -> None:
         self._kept: dict[Shape, tuple[Any, list[Any]]] = {}
@@ -232,6 +232,6 @@ def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, slot
             channel_stride,
         )  # fmt: skip
 
-    return c_function(
+    return emitted_function(
         function, SIGNATURE, f"microkernels.tile-{double}-{lanes}-{rows}-{vectors}-{phases}-{slots}-{adds}"
     )

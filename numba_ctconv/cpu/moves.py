@@ -1,4 +1,4 @@
-"""Vector code that only moves: rows interleaved, and runs laid out at another distance. Compiled to C functions.
+"""Vector code that only moves: rows interleaved, and runs laid out at another distance. Called by address.
 
 The packing and storing of the tiled kernels call them where the memory is contiguous in time; the loops of those
 kernels do the same for any memory. Addresses are int64, counts and distances are in elements.
@@ -11,7 +11,7 @@ from numba.extending import intrinsic
 
 from ..forks import compiling
 from . import target
-from .emitter import I64, Emitter, c_function
+from .emitter import I64, ROWS_SIGNATURE, Emitter, emitted_function
 from .padded_moves import compile_lay_rows, compile_part_rows
 
 MOST_ROWS = 12
@@ -22,8 +22,7 @@ AHEAD = 1024  # bytes that are asked for ahead
 LEAST_PARTED = 32  # bytes of a vector, of which x86 loads and stores some lanes alone
 # source, its step, count, target, its step
 SIGNATURE = types.void(*[types.int64] * 5)
-# source, step and count of term channels; step of row channels, step and count of taps; target; or, in the middle,
-# step and count of tiles, step of panels
+# source, step and count of term channels, step and count of tiles, step of panels, target
 PACK_SIGNATURE = types.void(*[types.int64] * 7)
 
 
@@ -127,24 +126,38 @@ def lay_out(typingctx, double, run, asks, source, source_step, count, target, ta
 
 
 @intrinsic(prefer_literal=True)
-def pack_runs(typingctx, double, run, channels, source, inner_step, inner, channel_step, tap_step, taps, target):
-    """Emit target[i, m, c, p] = source[i·inner_step + c·channel_step + m·tap_step + p], p < run, c < channels."""
+def pack_runs(typingctx, double, run, channels, values):
+    """Emit target[tile·panel_step + ((i·taps + m)·channels + c)·run + p], p < run, c < channels, m < taps.
+
+    What goes there is source[i·inner_step + tile·tile_step + c·channel_step + m·tap_step + p]. `values` is the address
+    of: source, inner_step, how many i there are, tile_step, tiles, panel_step, channel_step, tap_step, taps, target. A
+    row of the source is read on through all tiles.
+    """
 
     def codegen(context, builder, signature, args):
-        source, inner_step, inner, channel_step, tap_step, taps, target = args[3:]
         emit = Emitter(builder, double.literal_value, run.literal_value)
+        (
+            source, inner_step, inner, tile_step, tiles, panel_step, channel_step, tap_step, taps, target,
+        ) = emit.given(args[3], 10)  # fmt: skip
         rows = range(channels.literal_value)
+        ahead = builder.mul(inner_step, I64(ROWS_AHEAD))
         with emit.loop(inner, I64(1)) as i, emit.loop(taps, I64(1)) as m:
             term = builder.add(builder.mul(i.index, taps), m.index)
-            to = emit.element_at(target, builder.mul(term, I64(len(rows) * emit.lanes)))
+            panel = emit.element_at(target, builder.mul(term, I64(len(rows) * emit.lanes)))
             offset = builder.add(builder.mul(i.index, inner_step), builder.mul(m.index, tap_step))
-            at = emit.element_at(source, offset)
-            values = [emit.load(emit.element_at(at, builder.mul(channel_step, I64(c)))) for c in rows]
-            for c, value in enumerate(values):
-                emit.store(value, emit.element_at(to, I64(c * emit.lanes)))
+            row = emit.element_at(source, offset)
+            with emit.loop(tiles, I64(1)) as tile:
+                start = emit.element_at(row, builder.mul(tile.index, tile_step))
+                to = emit.element_at(panel, builder.mul(tile.index, panel_step))
+                at = [emit.element_at(start, builder.mul(channel_step, I64(c))) for c in rows]
+                for address in at:
+                    emit.prefetch(emit.element_at(address, ahead), write=False)
+                values = [emit.load(address) for address in at]
+                for c, value in enumerate(values):
+                    emit.store(value, emit.element_at(to, I64(c * emit.lanes)))
         return context.get_dummy_value()
 
-    return types.void(double, run, channels, *[types.int64] * 7), codegen
+    return types.void(double, run, channels, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -204,7 +217,7 @@ def pack_whole(
 
 
 class CompiledMoves:
-    """The C functions of moves, compiled on first use and kept on disk."""
+    """The functions of moves, compiled on first use and kept on disk."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], Any] = {}
@@ -270,39 +283,39 @@ def _compile_interleave(double: int, lanes: int, rows: int) -> Any:
     def function(source, source_step, count, target, target_step):
         interleave(double, lanes, rows, source, source_step, count, target, target_step)
 
-    return c_function(function, SIGNATURE, f"moves.interleave-{double}-{lanes}-{rows}")
+    return emitted_function(function, SIGNATURE, f"moves.interleave-{double}-{lanes}-{rows}")
 
 
 def _compile_deinterleave(double: int, lanes: int, rows: int) -> Any:
     def function(source, source_step, count, target, target_step):
         deinterleave(double, lanes, rows, source, source_step, count, target, target_step)
 
-    return c_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
+    return emitted_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
 
 
 def _compile_transpose(double: int, lanes: int) -> Any:
     def function(source, source_step, count, target, target_step):
         transpose(double, lanes, source, source_step, count, target, target_step)
 
-    return c_function(function, SIGNATURE, f"moves.transpose-{double}-{lanes}")
+    return emitted_function(function, SIGNATURE, f"moves.transpose-{double}-{lanes}")
 
 
 def _compile_lay_out(double: int, run: int, asks: int) -> Any:
     def function(source, source_step, count, target, target_step):
         lay_out(double, run, asks, source, source_step, count, target, target_step)
 
-    return c_function(function, SIGNATURE, f"moves.lay_out-{double}-{run}-{asks}")
+    return emitted_function(function, SIGNATURE, f"moves.lay_out-{double}-{run}-{asks}")
 
 
 def _compile_pack_runs(double: int, run: int, channels: int) -> Any:
-    def function(source, inner_step, inner, channel_step, tap_step, taps, target):
-        pack_runs(double, run, channels, source, inner_step, inner, channel_step, tap_step, taps, target)
+    def function(values):
+        pack_runs(double, run, channels, values)
 
-    return c_function(function, PACK_SIGNATURE, f"moves.pack_runs-{double}-{run}-{channels}")
+    return emitted_function(function, ROWS_SIGNATURE, f"moves.pack_runs-{double}-{run}-{channels}")
 
 
 def _compile_pack_whole(double: int, lanes: int, run: int, channels: int, taps: int) -> Any:
     def function(source, inner_step, inner, tile_step, tiles, panel_step, target):
         pack_whole(double, lanes, run, channels, taps, source, inner_step, inner, tile_step, tiles, panel_step, target)
 
-    return c_function(function, PACK_SIGNATURE, f"moves.pack_whole-{double}-{lanes}-{run}-{channels}-{taps}")
+    return emitted_function(function, PACK_SIGNATURE, f"moves.pack_whole-{double}-{lanes}-{run}-{channels}-{taps}")

@@ -7,7 +7,7 @@ pack_panels is a kernel of its own, which panels.py calls once for a layer. Noth
 from numba import prange
 
 from .compilation import helper, kernel, task
-from .intrinsics import address_of, call_move, call_pack, call_rows, call_task, copy_bytes, record_of
+from .intrinsics import address_of, call_rows, call_task, copy_bytes, record_of
 from .layout import HEAD, PANEL_SIZES, SIZES
 from .rows import ZERO, count_below, first_not_below, nothing_of
 
@@ -74,15 +74,17 @@ def pack_run(source, planes, sizes, panel_sizes, item, group, first, begin, end,
             whole = (moved_end - moved) // lanes * lanes
             for c in range(channels if whole > 0 else 0):
                 row, at = source_at + c * source.strides[1], strip_at + (c * planes.size + p) * pitch
-                call_move(
-                    panel_sizes.deinterleave, row + (start + moved * step_in) * size, step_in, whole,
-                    address_of(slab) + (at + moved) * size, pitch,
+                call_task(
+                    panel_sizes.deinterleave,
+                    (row + (start + moved * step_in) * size, step_in, whole,
+                     address_of(slab) + (at + moved) * size, pitch),
                 )  # fmt: skip
                 if whole < moved_end - moved:  # the last vector, where the columns end
                     last = moved_end - lanes
-                    call_move(
-                        panel_sizes.deinterleave, row + (start + last * step_in) * size, step_in, lanes,
-                        address_of(slab) + (at + last) * size, pitch,
+                    call_task(
+                        panel_sizes.deinterleave,
+                        (row + (start + last * step_in) * size, step_in, lanes,
+                         address_of(slab) + (at + last) * size, pitch),
                     )  # fmt: skip
         for own in range(p, min(p + step_in, planes.size)):
             pack_plane(
@@ -208,25 +210,40 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
             together = 1
             if place < whole_tiles:
                 together = min(whole_tiles - place, end - tile, most)
-                call_pack(
-                    sizes.pack_whole, source_at, weight.strides[1] // bytes_each, inner_end - inner,
-                    tile_channels * taps, together, term_channels * family_taps * rows,
-                    address_of(panels) + at * bytes_each,
+                call_task(
+                    sizes.pack_whole,
+                    (source_at, weight.strides[1] // bytes_each, inner_end - inner,
+                     tile_channels * taps, together, term_channels * family_taps * rows,
+                     address_of(panels) + at * bytes_each),
                 )  # fmt: skip
             elif whole and in_rows:
                 count = (inner_end - inner) * taps // lanes * lanes
-                call_move(
-                    sizes.interleave, source_at, weight.strides[2] // bytes_each, count,
-                    address_of(panels) + at * bytes_each, rows,
+                call_task(
+                    sizes.interleave,
+                    (source_at, weight.strides[2] // bytes_each, count,
+                     address_of(panels) + at * bytes_each, rows),
                 )  # fmt: skip
                 for term in range(count, (inner_end - inner) * taps):
                     for c in range(rows):
                         i = inner + term // taps
                         panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
             elif whole and sizes.pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
-                call_pack(
-                    sizes.pack, source_at, weight.strides[1] // bytes_each, inner_end - inner,
-                    weight.strides[2] // bytes_each, sizes.tap_step, family_taps, address_of(panels) + at * bytes_each,
+                tile_step = tile_phases
+                if phase_tiles > 1:
+                    alike = own_phases // tile_phases
+                    if first_taps[phase + alike * tile_phases - 1] != first_tap + alike * tile_phases - 1:
+                        alike = 1
+                else:
+                    alike, tile_step = (
+                        row_channels // tile_channels - place,
+                        tile_channels * weight.strides[2] // bytes_each,
+                    )
+                together = min(alike, end - tile, most)
+                call_rows(
+                    sizes.pack,
+                    (source_at, weight.strides[1] // bytes_each, inner_end - inner, tile_step, together,
+                     term_channels * family_taps * rows, weight.strides[2] // bytes_each, sizes.tap_step, family_taps,
+                     address_of(panels) + at * bytes_each),
                 )  # fmt: skip
             else:
                 for term in range((inner_end - inner) * family_taps):

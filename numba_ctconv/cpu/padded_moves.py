@@ -1,4 +1,4 @@
-"""Vector code that moves rows with zeros around them. Compiled to C functions, as those of moves.py.
+"""Vector code that moves rows with zeros around them. Called by address, as those of moves.py.
 
 Addresses and steps are in bytes, and what is no element of a row is not touched. A function takes the address of its
 arguments, int64 each.
@@ -9,7 +9,7 @@ from typing import Any
 from numba import types
 from numba.extending import intrinsic
 
-from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
+from .emitter import I64, ROWS_SIGNATURE, Emitter, emitted_function
 
 
 @intrinsic(prefer_literal=True)
@@ -85,14 +85,18 @@ def lay_rows(typingctx, double, run, values):
 
 
 def compile_part_rows(double: int, lanes: int, planes: int) -> Any:
+    """The move that parts rows into planes."""
+
     def function(values):
         part_rows(double, lanes, planes, values)
 
-    return c_function(function, ROWS_SIGNATURE, f"padded_moves.part_rows-{double}-{lanes}-{planes}")
+    return emitted_function(function, ROWS_SIGNATURE, f"padded_moves.part_rows-{double}-{lanes}-{planes}")
 
 
 def compile_lay_rows(double: int, run: int) -> Any:
+    """The move that lays runs of rows at another distance."""
+
     def function(values):
         lay_rows(double, run, values)
 
-    return c_function(function, ROWS_SIGNATURE, f"padded_moves.lay_rows-{double}-{run}")
+    return emitted_function(function, ROWS_SIGNATURE, f"padded_moves.lay_rows-{double}-{run}")

@@ -145,7 +145,7 @@ def _numbers(own: Layout) -> Any:
         pack_tiles=packing.pack_tiles.address(dtype),
         store_columns=storing.store_columns.address(dtype),
         tile_row=tile_rows.rows_of_tiles(size, own.lanes, own.rows, own.vectors, own.tile_phases, own.slots)
-        if own.many_streams or far
+        if own.many_streams or own.few_terms or far
         else 0,
         tall_tile=tile_rows.tall_tiles(size, own.lanes, own.rows, own.tall_tiles, own.tile_phases, own.slots),
         far_tile=tile_rows.rows_of_tiles(size, own.lanes, own.rows, 1, own.tile_phases, own.slots) if far else 0,

@@ -1,4 +1,4 @@
-"""What the C functions of depthwise rows are made of: their ends, where lanes may lie outside, and parted rows."""
+"""What the functions of depthwise rows are made of: their ends, where lanes may lie outside, and parted rows."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Vector code that adds up: rows into a sum a lane, and those lanes. Compiled to C functions.
+"""Vector code that adds up: rows into a sum a lane, and those lanes. Called by address.
 
 Which lane a sample joins depends on its place in its row alone. A function takes the address of its arguments, int64
 each, in the order of the classes here: addresses and distances in bytes, everything else in elements.
@@ -12,7 +12,7 @@ from numba.extending import intrinsic
 
 from ..forks import compiling
 from . import target
-from .emitter import I64, ROWS_SIGNATURE, Emitter, c_function
+from .emitter import I64, ROWS_SIGNATURE, Emitter, emitted_function
 
 CHAINS = 4  # sums of a lane, none of which waits for another
 STRETCH = 512 * CHAINS  # samples after which they join the others
@@ -103,4 +103,4 @@ def _compile(what: str, double: int, width: int) -> Any:
         emit(double, width, given)
 
     with compiling:
-        return c_function(function, ROWS_SIGNATURE, f"row_sums.{what}-{double}-{width}")
+        return emitted_function(function, ROWS_SIGNATURE, f"row_sums.{what}-{double}-{width}")

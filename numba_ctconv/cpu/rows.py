@@ -65,7 +65,7 @@ def copy_padded(source, item, channel, first, count, scratch, worker, at):
 
 @helper
 def add_samples(source, item, first, count, add_rows, lanes, scratch, worker, sums, given, stretch):
-    """Add an item's samples of so many channels to the sums of their lanes, by the C function at an address.
+    """Add an item's samples of so many channels to the sums of their lanes, by the function at an address.
 
     Those of a channel are at scratch[worker, sums + channel·lanes]; a row that is not contiguous passes, so many
     samples at once, through scratch[worker, given].

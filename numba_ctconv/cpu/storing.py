@@ -4,7 +4,7 @@ Part of tiled.product, the counterpart of packing.py.
 """
 
 from .compilation import helper, part, task
-from .intrinsics import address_of, call_move, call_rows, call_task
+from .intrinsics import address_of, call_rows, call_task
 from .layout import PANEL_SIZES, SIZES
 from .rows import count_below, first_not_below
 
@@ -87,12 +87,13 @@ def store_columns(
         if neighbours and stop > first:
             l = (q + first) * step + phases[phase] - sizes.crop_out
             for c in range(channels):
-                call_move(
-                    lay_out, address_of(staging) + (c * channel_step + (j + first) * column_step) * staging.itemsize,
-                    column_step, stop - first,
-                    address_of(output) + item * output.strides[0] + (channel + c) * output.strides[1]
-                    + l * output.itemsize,
-                    step,
+                call_task(
+                    lay_out,
+                    (address_of(staging) + (c * channel_step + (j + first) * column_step) * staging.itemsize,
+                     column_step, stop - first,
+                     address_of(output) + item * output.strides[0] + (channel + c) * output.strides[1]
+                     + l * output.itemsize,
+                     step),
                 )  # fmt: skip
         else:
             stop = first

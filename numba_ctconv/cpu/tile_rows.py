@@ -1,4 +1,4 @@
-"""Tiles that sum up one block of terms: rows of them, and several above each other. Compiled to C functions.
+"""Tiles that sum up one block of terms: rows of them, and several above each other. Called by address.
 
 Where many rows are read in place, a tile by itself would read a little of each, one after the other, which no
 prefetcher follows; a row of tiles reads few of them, far. It sums in the order of the tiles, so it gives their bits.
@@ -11,7 +11,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..forks import compiling
-from .emitter import I64, c_function
+from .emitter import I64, emitted_function
 from .microkernels import PANEL_AHEAD, SIGNATURE, Shape, Tile
 
 
@@ -116,7 +116,9 @@ def _compile_tall(double: int, lanes: int, rows: int, tiles: int, phases: int, s
         )  # fmt: skip
 
     with compiling:
-        return c_function(function, SIGNATURE, f"tile_rows.tall_tile-{double}-{lanes}-{rows}-{tiles}-{phases}-{slots}")
+        return emitted_function(
+            function, SIGNATURE, f"tile_rows.tall_tile-{double}-{lanes}-{rows}-{tiles}-{phases}-{slots}"
+        )
 
 
 def tall_tiles(itemsize: int, lanes: int, rows: int, tiles: int, phases: int, slots: int) -> int:
@@ -135,7 +137,9 @@ def _compile_row(double: int, lanes: int, rows: int, vectors: int, phases: int, 
         )  # fmt: skip
 
     with compiling:
-        return c_function(function, SIGNATURE, f"tile_rows.tile_row-{double}-{lanes}-{rows}-{vectors}-{phases}-{slots}")
+        return emitted_function(
+            function, SIGNATURE, f"tile_rows.tile_row-{double}-{lanes}-{rows}-{vectors}-{phases}-{slots}"
+        )
 
 
 def rows_of_tiles(itemsize: int, lanes: int, rows: int, vectors: int, phases: int, slots: int) -> int:

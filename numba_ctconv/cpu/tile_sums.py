@@ -6,7 +6,7 @@ of tiles, staging, and what tiles start from.
 
 from .column_tiles import COLUMNS, VECTORS
 from .compilation import helper, part
-from .intrinsics import address_of, call_rows, call_task, call_tile, store_integer
+from .intrinsics import address_of, call_rows, call_task, store_integer
 from .packing import side_by_side
 from .storing import direct_target, place_of, store_tiles
 from .target import CACHE_LINE, SUMS_BYTES
@@ -83,20 +83,22 @@ def sum_row(
                 break
             for r in range(0, terms, sizes.block):
                 stop = min(r + sizes.block, terms)
-                call_tile(
-                    panel_sizes.tile_row, panel_at + r * rows * size, strip_at + (done - strip) * size,
-                    block_offsets + r * 8, stop - r, tiles_of_row, start_at if r == 0 else 0, sums_at,
-                    target if stop == terms else 0, output.strides[1] // size,
+                call_task(
+                    panel_sizes.tile_row,
+                    (panel_at + r * rows * size, strip_at + (done - strip) * size,
+                     block_offsets + r * 8, stop - r, tiles_of_row, start_at if r == 0 else 0, sums_at,
+                     target if stop == terms else 0, output.strides[1] // size),
                 )  # fmt: skip
             done += span
         while done < end:
             vectors = vectors_of(end - done, lanes, most)
             span = vectors * lanes
             target = direct_target(sizes, phases, column + done, span, channel, channels, rows, output)
-            call_tile(
-                tiles[vectors - 1], panel_at, strip_at + (done - strip) * size, block_offsets, terms, sizes.block,
-                start_at, sums_at, target if target != 0 else address_of(staging),
-                output.strides[1] // size if target != 0 else span * sizes.slots,
+            call_task(
+                tiles[vectors - 1],
+                (panel_at, strip_at + (done - strip) * size, block_offsets, terms, sizes.block,
+                 start_at, sums_at, target if target != 0 else address_of(staging),
+                 output.strides[1] // size if target != 0 else span * sizes.slots),
             )  # fmt: skip
             if target == 0:
                 call_task(
@@ -126,11 +128,12 @@ def sum_tall(
         target = direct_target(sizes, phases, column, sizes.lanes, channel, channels, tiles * rows, output)
     channel_step = sizes.lanes * sizes.slots
     for r in range(0, terms, sizes.block):
-        call_tile(
-            panel_sizes.tall_tile, address_of(scratch), block_at, block_offsets + r * 8, min(sizes.block, terms - r), r,
-            address_of(start) if begins and r == 0 else 0, sums_at,
-            0 if not ends or r + sizes.block < terms else target if target != 0 else address_of(staging),
-            output.strides[1] // size if target != 0 else channel_step,
+        call_task(
+            panel_sizes.tall_tile,
+            (address_of(scratch), block_at, block_offsets + r * 8, min(sizes.block, terms - r), r,
+             address_of(start) if begins and r == 0 else 0, sums_at,
+             0 if not ends or r + sizes.block < terms else target if target != 0 else address_of(staging),
+             output.strides[1] // size if target != 0 else channel_step),
         )  # fmt: skip
     if ends and target == 0:
         store_tiles(
@@ -150,9 +153,10 @@ def sum_few(
     if begins:
         start_tiles(start, width, first, tiles, count, bias, sizes, phases, group)
     place_panels(scratch, panels_at, terms * sizes.rows * size, tiles, count)
-    call_tile(
-        panel_sizes.few_tile, address_of(scratch), block_at, block_offsets, terms, sizes.block,
-        address_of(start) if begins else 0, count, address_of(staging), columns,
+    call_task(
+        panel_sizes.few_tile,
+        (address_of(scratch), block_at, block_offsets, terms, sizes.block,
+         address_of(start) if begins else 0, count, address_of(staging), columns),
     )  # fmt: skip
     if ends:
         store_tiles(

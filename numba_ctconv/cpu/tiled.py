@@ -139,8 +139,9 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
 class Cut(NamedTuple):
     """How a call is cut into pieces that workers share out."""
 
-    column_end: int
-    blocks: int  # of columns
+    span: int  # columns that are cut into blocks: all, or those of an item
+    spans: int
+    blocks: int  # of a span
     unit: int  # of tiles that are shared out
     units: int
     parts: int  # of the rows
@@ -150,23 +151,32 @@ class Cut(NamedTuple):
 @helper
 def cut_of(source, sizes, row_tiles, workers):
     """How so many workers cut a call whose groups have so many tiles."""
-    column_end = (source.shape[0] - 1) * sizes.item_columns + sizes.positions
-    blocks = -(-column_end // sizes.width)
-    short = column_end <= sizes.lanes + sizes.few_columns
-    parts = 1 if workers == 1 else -(-TASKS_EACH * workers // (sizes.groups * blocks))
+    span, spans = (source.shape[0] - 1) * sizes.item_columns + sizes.positions, ZERO + 1
+    blocks = -(-span // sizes.width)
+    if sizes.inner_end > 0:
+        span, spans = sizes.positions, source.shape[0]
+        blocks = 2 + -(-(sizes.inner_end - sizes.inner_begin) // sizes.width)
+    short = span <= sizes.lanes + sizes.few_columns
+    parts = 1 if workers == 1 else -(-TASKS_EACH * workers // (sizes.groups * spans * blocks))
     unit = sizes.group_tiles if short or (parts - 1) * sizes.group_tiles < row_tiles else 1
     units = -(-row_tiles // unit)
     parts = max(1, min(parts, units))
-    return Cut(column_end, blocks, unit, units, parts, sizes.groups * blocks * parts)
+    return Cut(span, spans, blocks, unit, units, parts, sizes.groups * spans * blocks * parts)
 
 
 @helper
 def piece_of(piece, cut, sizes, row_tiles):
     """The group, the columns and the tiles of a piece."""
-    group, column = piece // cut.parts // cut.blocks, piece // cut.parts % cut.blocks * sizes.width
+    block = piece // cut.parts
+    group, item, block = block // cut.blocks // cut.spans, block // cut.blocks % cut.spans, block % cut.blocks
+    column, end = block * sizes.width, min((block + 1) * sizes.width, cut.span)
+    if sizes.inner_end > 0:
+        inner = sizes.inner_begin + (block - 1) * sizes.width
+        column = max(min(inner, sizes.inner_end), ZERO) if block > 0 else ZERO
+        end = min(inner + sizes.width, sizes.inner_end) if block < cut.blocks - 1 else cut.span
     row_begin = piece % cut.parts * cut.units // cut.parts * cut.unit
     row_end = min((piece % cut.parts + 1) * cut.units // cut.parts * cut.unit, row_tiles)
-    return group, column, min(sizes.width, cut.column_end - column), row_begin, row_end
+    return group, item * sizes.item_columns + column, end - column, row_begin, row_end
 
 
 @helper

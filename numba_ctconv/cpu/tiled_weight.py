@@ -16,7 +16,7 @@ the length alone, so threads change no bit.
 from numba import prange
 
 from .compilation import helper, kernel, task
-from .intrinsics import address_of, call_move, call_rows, call_task, call_tile, record_of, release_gil, take_gil
+from .intrinsics import address_of, call_rows, call_task, record_of, release_gil, take_gil
 from .rows import add_samples, count_below, first_not_below, nothing_of, to_line
 from .target import LONGEST_STRETCH
 from .weight_layout import WEIGHT_SIZES
@@ -145,12 +145,13 @@ def add_stretch(
         for h in range(shifts.size):
             for k in range(shares):
                 done, end = k * vectors // shares, (k + 1) * vectors // shares
-                call_tile(
-                    tiles[end - done - 1], panel,
-                    slab + s * strip_bytes + (shifts[h] * sizes.pitch + done * sizes.lanes) * size, offsets, terms,
-                    sizes.block, nothing, tile_sums,
-                    total + ((h * (sizes.together // sizes.strip) + s) * sizes.pitch + done * sizes.lanes) * size,
-                    row_size,
+                call_task(
+                    tiles[end - done - 1],
+                    (panel,
+                     slab + s * strip_bytes + (shifts[h] * sizes.pitch + done * sizes.lanes) * size, offsets, terms,
+                     sizes.block, nothing, tile_sums,
+                     total + ((h * (sizes.together // sizes.strip) + s) * sizes.pitch + done * sizes.lanes) * size,
+                     row_size),
                 )  # fmt: skip
 
 
@@ -186,9 +187,10 @@ def store_taps(sums, begin, taps, planes, sizes, first_channel, channels, row, g
             at, channel, own = shift_at + first // strip * pitch, first_channel + first, min(run, channels - first)
             if h < moved:
                 to = address_of(grad_weight) + row * grad_weight.strides[0] + channel * grad_weight.strides[1]
-                call_move(
-                    sizes.store if h == 0 else sizes.lay_out, address_of(sums) + at * size, planes, own,
-                    to + h * planes * size, grad_weight.strides[1] // size,
+                call_task(
+                    sizes.store if h == 0 else sizes.lay_out,
+                    (address_of(sums) + at * size, planes, own,
+                     to + h * planes * size, grad_weight.strides[1] // size),
                 )  # fmt: skip
                 continue
             for p in range(planes):
@@ -210,7 +212,7 @@ def pack_inputs(input, channel, channels, sizes, term, term_end, panel):
         if contiguous:  # what is stored beyond the run is stored anew with the next one; the panel has room
             source = address_of(input) + item * input.strides[0] + channel * input.strides[1] + t * size
             to = address_of(panel) + done * rows * size
-            call_move(sizes.interleave, source, input.strides[1] // size, run, to, rows)
+            call_task(sizes.interleave, (source, input.strides[1] // size, run, to, rows))
         else:
             for m in range(channels):
                 for j in range(run):
@@ -251,11 +253,11 @@ def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term
                 together = min(strip - place, channels - c)
             column = c // strip * sizes.slab_rows * pitch + place * planes.size + done * pitch
             if squares > 0:
-                call_move(
+                call_task(
                     sizes.transpose,
-                    address_of(grad_output) + item * grad_output.strides[0] + (channel + c) * grad_output.strides[1]
-                    + (start + first * sizes.stride) * size,
-                    grad_output.strides[1], squares, address_of(slab) + (column + first * pitch) * size, pitch * size,
+                    (address_of(grad_output) + item * grad_output.strides[0] + (channel + c) * grad_output.strides[1]
+                     + (start + first * sizes.stride) * size,
+                     grad_output.strides[1], squares, address_of(slab) + (column + first * pitch) * size, pitch * size),
                 )  # fmt: skip
             lay_positions(
                 grad_output, item, channel + c, together, planes, contiguous, start, sizes, 0,

@@ -1,4 +1,4 @@
-"""The tiles of few columns whose weights are read where they are, all along their rows. Compiled to C functions.
+"""The tiles of few columns whose weights are read where they are, all along their rows. Called by address.
 
 A weight that a call meets once or twice would take longer to pack than to read. Where the taps of a tile's channels lie
 side by side, so do the tiles: vectors of weights are loaded as they lie, and elements change places in registers. Terms
@@ -16,7 +16,7 @@ from numba.extending import intrinsic
 from ..forks import compiling
 from . import target
 from .column_tiles import COLUMNS, panel_width, panels_joined
-from .emitter import I32, I64, ROWS_SIGNATURE, Emitter, c_function
+from .emitter import I32, I64, ROWS_SIGNATURE, Emitter, emitted_function
 from .target import CACHE_LINE
 
 MOST_COLUMNS = 5  # beyond which multiplying takes longer than reading
@@ -202,7 +202,7 @@ def _compile(double: int, lanes: int, rows: int, run: int, taps: int, block: int
         unpacked_tile(double, lanes, rows, run, taps, block, given)
 
     with compiling:
-        return c_function(
+        return emitted_function(
             function, ROWS_SIGNATURE, f"unpacked_tiles.unpacked_tile-{double}-{lanes}-{rows}-{run}-{taps}-{block}"
         )
 

@@ -12,7 +12,8 @@ import numpy as np
 
 from ..geometry import Plan
 from . import microkernels, moves, row_sums, target
-from .layout import BLOCK, record, tile_shape, tile_vectors
+from .layout import BLOCK, record
+from .tile_shapes import tile_shape, tile_vectors
 
 STRETCH = 512  # terms of time that a tile sums up, at most
 SLAB_BYTES = 1024 * 1024  # what the columns of a block take of the second-level cache for a stretch
