@@ -223,10 +223,15 @@ def test_tiles_of_weights_where_they_are_multiply_vectors(machine, double, phase
     size, (rows, run) = 8 if double else 4, layout.tile_shape(512, phases)
     lanes = machine.vector_bytes // size
     most = unpacked_tiles.most_columns(lanes, rows, taps)
+    if most == 0:
+        pytest.skip("the samples of a channel do not fit the registers of this machine")
     lines = assembly(machine, intrinsic(unpacked_tiles.unpacked_tile, double, lanes, rows, run, taps, layout.BLOCK), 1)
     fma = machine.fma[size].replace("%ymm", "%[xy]mm").replace("%zmm", "%[xyz]mm")
     assert count(CALL, lines) == count(SCALAR, lines) == 0
-    counts = [1, *(unpacked_tiles.TERMS // taps * n for n in column_tiles.COLUMNS if n <= most)]
+    counts, terms = {taps}, unpacked_tiles.TERMS
     registers = -(-unpacked_tiles.vector_lanes(lanes, rows) // lanes)
+    for n in [columns for columns in column_tiles.COLUMNS if columns <= most]:
+        own = 2 * terms if 2 * terms * n * registers <= machine.registers else terms
+        counts.add(min(own, unpacked_tiles.MOST_CHANNELS * taps) * n)
     found = {count(fma, loop) for loop in innermost_loops(lines)} - {0}
-    assert found == {taps * registers * n for n in counts}
+    assert found == {registers * n for n in counts}

@@ -20,10 +20,11 @@ from .emitter import I32, I64, ROWS_SIGNATURE, Emitter, emitted_function
 from .target import CACHE_LINE
 
 MOST_COLUMNS = 5  # beyond which multiplying takes longer than reading
-# That channels have together whose rows are read side by side. With fewer, sums come and go more often; more rows take
-# each other's place in the first-level cache, and more samples do not fit the registers.
+# That channels have together whose rows are read side by side: twice as many where the samples that they meet still fit
+# the registers. With fewer, sums come and go more often.
 TERMS = 8
-AHEAD = 1024  # bytes of a row that are asked for ahead
+MOST_CHANNELS = 8  # more rows would take each other's place in the first-level cache
+AHEAD = 512  # bytes of a row that are asked for ahead
 
 
 class Given(NamedTuple):
@@ -84,6 +85,7 @@ class UnpackedTile(Emitter):
     def __init__(self, builder: Any, double: int, lanes: int, rows: int, run: int, taps: int, block: int) -> None:
         super().__init__(builder, double, vector_lanes(lanes, rows))
         self.rows, self.run, self.taps, self.width = rows, run, taps, panel_width(rows)
+        self.registers = -(-self.lanes // lanes)  # of a vector
         self.weights = panels_joined(lanes, rows) * rows * taps  # of a vector of tiles, and channel
         self.channels = block // taps  # of a block of terms
         self.counts = [count for count in COLUMNS if count <= most_columns(lanes, rows, taps)]
@@ -97,25 +99,28 @@ class UnpackedTile(Emitter):
         builder = self.builder
         self.start(given)
         with self.loop(given.channels, I64(self.channels)) as block:
-            together = max(TERMS // self.taps, 1)
-            channels = builder.sub(block.end, block.index)
-            whole = builder.and_(channels, I64(-together))
-            with self.loop(whole, I64(together)) as group:
+            channels, together = builder.sub(block.end, block.index), I64(1)
+            for count in self.counts:
+                own = builder.icmp_signed("==", given.columns, I64(count))
+                together = builder.select(own, I64(self.channels_together(count)), together)
+            whole = builder.and_(channels, builder.neg(together))  # a power of two
+            with self.loop(whole, together) as group:
                 first = builder.add(block.index, group.index)
                 for count in self.counts:
                     with builder.if_then(builder.icmp_signed("==", given.columns, I64(count))):
-                        self.add([I64(c) for c in range(count)], together, given, first, block)
-            if together > 1:
-                with (
-                    self.loop(builder.sub(channels, whole), I64(1)) as rest,
-                    self.loop(given.columns, I64(1)) as column,
-                ):
-                    first = builder.add(block.index, builder.add(whole, rest.index))
-                    self.add([column.index], 1, given, first, block)
+                        self.add([I64(c) for c in range(count)], self.channels_together(count), given, first, block)
+            with self.loop(builder.sub(channels, whole), I64(1)) as rest, self.loop(given.columns, I64(1)) as column:
+                first = builder.add(block.index, builder.add(whole, rest.index))
+                self.add([column.index], 1, given, first, block)
         with self.loop(builder.mul(given.vectors, given.columns), I64(1), [self.zero()]) as loop:
             total = self.load(self.element_at(given.totals, builder.mul(loop.index, I64(self.lanes))))
             loop.keep([builder.fadd(loop.values[0], builder.fmul(total, self.zero()))])
         self.store_first(self.added_lanes(loop.values[0]), given.check)
+
+    def channels_together(self, count):
+        """Whose rows are read side by side for so many columns."""
+        fits = 2 * TERMS * count * self.registers <= target.vector_registers()
+        return min((2 * TERMS if fits else TERMS) // self.taps, MOST_CHANNELS)
 
     def start(self, given):
         """Begin all totals with the bias; without one, with what leaves any sum as it is."""
