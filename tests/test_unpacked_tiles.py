@@ -66,7 +66,7 @@ def test_tiles_on_memory_of_their_own(dtype, lanes, rows, run, taps, channels):
             check = np.ones(2, dtype)
             given = unpacked_tiles.Given(
                 weight.ctypes.data, weight.shape[1], channels, 3, slab.ctypes.data, offsets.ctypes.data, columns,
-                bias[::-1].ctypes.data * has_bias, -size, totals.ctypes.data, sums.ctypes.data, check.ctypes.data,
+                columns, bias[::-1].ctypes.data * has_bias, -size, totals.ctypes.data, sums.ctypes.data, check.ctypes.data,
             )  # fmt: skip
             call(address, np.array(given, np.int64).ctypes.data)
             start = bias[::-1][: tiles * rows // run].repeat(run).reshape(tiles, rows) if has_bias else 0
@@ -148,14 +148,17 @@ def test_weights_that_are_not_finite_are_found(reached, value, place, row_channe
 
 
 @pytest.mark.parametrize("row_channels", [128, 131])
-@pytest.mark.parametrize(("kernel_size", "stride"), [(4, 2), (12, 6), (7, 2)])
-def test_weights_are_looked_through_only_where_a_sum_tells(numba_threads, row_channels, kernel_size, stride):
+@pytest.mark.parametrize(("kernel_size", "stride", "length"), [(4, 2, 1), (12, 6, 1), (7, 2, 1), (4, 2, 6), (7, 2, 6)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_weights_are_looked_through_only_where_a_sum_tells(
+    numba_threads, row_channels, kernel_size, stride, length, dtype
+):
     """What no tile writes tells nothing: a call that has to look at each weight takes several times as long."""
     numba_threads(1)
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, 1, 400, 1)).astype(np.float32)
+    x = rng.standard_normal((2, 1, 400, length)).astype(dtype)
     x[1] = np.nan
-    w = rng.standard_normal((400, row_channels, kernel_size)).astype(np.float32)
+    w = rng.standard_normal((400, row_channels, kernel_size)).astype(dtype)
     least = [np.inf, np.inf]
     for _ in range(20):
         for k in range(2):

@@ -189,7 +189,7 @@ def sum_unpacked(
         call_rows(
             sizes.unpacked,
             (address_of(weight) + group * weight.strides[0] + channel * weight.strides[2], weight.strides[1] // size,
-             weight.shape[1], count // sizes.few_tiles * VECTORS, block_at, block_offsets, stored,
+             weight.shape[1], count // sizes.few_tiles * VECTORS, block_at, block_offsets, stored, columns,
              bias_at if bias.size > 0 else 0, bias.strides[0], address_of(made), address_of(made[count * tile_size :]),
              address_of(scratch)),
         )  # fmt: skip

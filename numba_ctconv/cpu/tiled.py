@@ -253,7 +253,7 @@ def sum_blocks(
                     column + whole, few, begins, ends, own_few, scratch, output,
                 )  # fmt: skip
                 if ends and whole == 0:
-                    check += nothing_of(own_few, 0, own_few.size)
+                    check += nothing_of(own_few, 0, few * sizes.few_tiles * sizes.start_size)
     totals[0] = check
 
 

@@ -19,7 +19,6 @@ from .column_tiles import COLUMNS, panel_width, panels_joined
 from .emitter import I32, I64, ROWS_SIGNATURE, Emitter, emitted_function
 from .target import CACHE_LINE
 
-MOST_COLUMNS = 5  # beyond which multiplying takes longer than reading
 # That channels have together whose rows are read side by side: twice as many where the samples that they meet still fit
 # the registers. With fewer, sums come and go more often.
 TERMS = 8
@@ -37,11 +36,12 @@ class Given(NamedTuple):
     slab: Any
     offsets: Any  # of terms, in the slab
     columns: Any  # one of COLUMNS
+    own_columns: Any  # of those, from the first on, that are samples: the others may be anything
     bias: Any  # of the first channel, or 0
     bias_step: Any  # from a channel's to the next one's, in bytes
     totals: Any  # (columns, vectors); and likewise, after these,
     sums: Any  # of a block of terms
-    check: Any  # gets 0, or NaN where a total is not finite
+    check: Any  # gets 0, or NaN where a total of those is not finite
 
 
 def vector_lanes(lanes: int, rows: int) -> int:
@@ -53,11 +53,7 @@ def most_columns(lanes: int, rows: int, taps: int) -> int:
     """Columns up to which the samples of a channel fit the registers beside sums and weights; 0 where none do."""
     registers = -(-vector_lanes(lanes, rows) // lanes)  # of a vector
     return max(
-        (
-            n
-            for n in COLUMNS
-            if n <= MOST_COLUMNS and registers * (taps * n + n + taps) + 2 <= target.vector_registers()
-        ),
+        (n for n in COLUMNS if registers * (taps * n + n + taps) + 2 <= target.vector_registers()),
         default=0,
     )
 
@@ -112,7 +108,7 @@ class UnpackedTile(Emitter):
             with self.loop(builder.sub(channels, whole), I64(1)) as rest, self.loop(given.columns, I64(1)) as column:
                 first = builder.add(block.index, builder.add(whole, rest.index))
                 self.add([column.index], 1, given, first, block)
-        with self.loop(builder.mul(given.vectors, given.columns), I64(1), [self.zero()]) as loop:
+        with self.loop(builder.mul(given.vectors, given.own_columns), I64(1), [self.zero()]) as loop:
             total = self.load(self.element_at(given.totals, builder.mul(loop.index, I64(self.lanes))))
             loop.keep([builder.fadd(loop.values[0], builder.fmul(total, self.zero()))])
         self.store_first(self.added_lanes(loop.values[0]), given.check)
