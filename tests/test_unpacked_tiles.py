@@ -65,8 +65,9 @@ def test_tiles_on_memory_of_their_own(dtype, lanes, rows, run, taps, channels):
             totals, sums = np.full((2, columns + 1, tiles, width), np.nan, dtype)
             check = np.ones(2, dtype)
             given = unpacked_tiles.Given(
-                weight.ctypes.data, weight.shape[1], channels, 3, slab.ctypes.data, offsets.ctypes.data, columns,
-                columns, bias[::-1].ctypes.data * has_bias, -size, totals.ctypes.data, sums.ctypes.data, check.ctypes.data,
+                weight.ctypes.data, weight.shape[1], channels, 3, slab.ctypes.data, offsets.ctypes.data,
+                columns, columns, bias[::-1].ctypes.data * has_bias, -size, totals.ctypes.data, sums.ctypes.data,
+                check.ctypes.data,
             )  # fmt: skip
             call(address, np.array(given, np.int64).ctypes.data)
             start = bias[::-1][: tiles * rows // run].repeat(run).reshape(tiles, rows) if has_bias else 0
@@ -111,8 +112,13 @@ def test_a_given_weight_has_the_bits_of_a_packed_one(
 
 
 @pytest.mark.parametrize("weight_view", ["reversed taps", "reversed channels", "every second row", "time first"])
-def test_weights_of_any_strides(reached, weight_view):
-    """Those whose taps and rows lie side by side are read where they are, whatever lies between their channels."""
+@pytest.mark.parametrize("totals", [0, blocks.TOTALS_BYTES])
+def test_weights_of_any_strides(reached, monkeypatch, weight_view, totals):
+    """Those whose taps and rows lie side by side are read where they are, whatever lies between their channels.
+
+    And whether or not there would be room for the sums of all tiles to wait.
+    """
+    monkeypatch.setattr(blocks, "TOTALS_BYTES", totals)
     rng = np.random.default_rng(0)
     whole = rng.standard_normal((40, 256, 4)).astype(np.float32)
     weight = {
