@@ -39,7 +39,8 @@ class PoisonedNumpy:
 @pytest.fixture(autouse=True)
 def poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU engine gets memory full of NaN, so that an element nobody wrote shows instead of passing as zero."""
-    monkeypatch.setattr("numba_ctconv.cpu.np", PoisonedNumpy())
+    for module in ("numba_ctconv.cpu", "numba_ctconv.cpu.fast"):
+        monkeypatch.setattr(f"{module}.np", PoisonedNumpy())
 
 
 @pytest.fixture

@@ -12,7 +12,16 @@ from llvmlite import ir
 from numba import types
 
 from numba_ctconv.benchmark.workloads import layer_problems
-from numba_ctconv.cpu import column_tiles, depthwise_rows, layout, microkernels, target, tile_rows, weight_layout
+from numba_ctconv.cpu import (
+    column_tiles,
+    depthwise_rows,
+    layout,
+    microkernels,
+    target,
+    tile_rows,
+    unpacked_tiles,
+    weight_layout,
+)
 from numba_ctconv.cpu.emitter import I64
 from numba_ctconv.cpu.microkernels import Shape
 from numba_ctconv.geometry import plan
@@ -205,3 +214,24 @@ def test_tiles_of_few_columns_multiply_vectors(machine, double, rows):
             loops = [loop for loop in innermost_loops(lines) if count(fma, loop)]
             assert loops
             assert not [line for loop in loops for line in loop if re.search(machine.stack, line)], columns
+
+
+@pytest.mark.parametrize("double", [0, 1])
+@pytest.mark.parametrize(("phases", "taps"), [(2, 2), (4, 2), (4, 1), (2, 4), (3, 2), (5, 2)])
+def test_tiles_of_weights_where_they_are_multiply_vectors(machine, double, phases, taps):
+    """A loop for each count of columns, of the terms of a few channels; and one of a channel and a column."""
+    size, (rows, run) = 8 if double else 4, layout.tile_shape(512, phases)
+    lanes = machine.vector_bytes // size
+    most = unpacked_tiles.most_columns(lanes, rows, taps)
+    if most == 0:
+        pytest.skip("the samples of a channel do not fit the registers of this machine")
+    lines = assembly(machine, intrinsic(unpacked_tiles.unpacked_tile, double, lanes, rows, run, taps, layout.BLOCK), 1)
+    fma = machine.fma[size].replace("%ymm", "%[xy]mm").replace("%zmm", "%[xyz]mm")
+    assert count(CALL, lines) == count(SCALAR, lines) == 0
+    counts, terms = {taps}, unpacked_tiles.TERMS
+    registers = -(-unpacked_tiles.vector_lanes(lanes, rows) // lanes)
+    for n in [columns for columns in column_tiles.COLUMNS if columns <= most]:
+        own = 2 * terms if 2 * terms * n * registers <= machine.registers else terms
+        counts.add(min(own, unpacked_tiles.MOST_CHANNELS * taps) * n)
+    found = {count(fma, loop) for loop in innermost_loops(lines)} - {0}
+    assert found == {registers * n for n in counts}

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Geometry
-from . import column_tiles, target, tiled
+from . import column_tiles, target, tiled, unpacked_tiles
 from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
-from .panels import MOST_TOGETHER, Families, Family
+from .panels import MOST_TOGETHER, Families, Family, side_by_side
 from .tile_sums import few_of, few_stored
 
 PANELS_BYTES = 2 * 1024 * 1024  # made right before they are used: of many tiles, so that rows of weights are read on
-TOTALS_BYTES = 512 * 1024  # of sums that wait while panels of other channels are made
+TOTALS_BYTES = 512 * 1024  # of sums that wait while panels of other channels are made;
+UNPACKED_BYTES = 2 * 1024 * 1024  # and of those of which few will be, where weights are read as they are
 BLOCK_CHANNELS = 16  # rows of a weight that are read side by side, which prefetchers follow,
 MADE_GROUPS = 8  # and groups of tiles whose panels are made of them at once, for the same reason
 MOST_BLOCKS_REMADE = 2  # of columns, for each of which panels are made again
@@ -109,17 +110,33 @@ def call_of(family: Family, problem: Problem) -> Call:
     made_size += own.beyond + line if made_size > 0 else 0
     own_size = slab_size + totals_size + 2 * line + sums_size + staged + starts  # to begin at one, and where panels lie
     dtype = np.dtype(f"f{own.itemsize}")
-    task = tiled.share.address(dtype)
+    task, sum_blocks, unpacked, unpacked_columns = tiled.share.address(dtype), 0, 0, 0
     if own.takes_blocks and not problem.packed:  # the first call compiles what any length can need
-        by_blocks = tiled.share_by_blocks.address(dtype)
+        by_blocks, sum_blocks = (part.address(dtype) for part in (tiled.share_by_blocks, tiled.sum_blocks))
         task = by_blocks if sizes.block_channels > 0 else task
+        unpacked, unpacked_columns = unpacked_of(own)
     sizes = sizes._replace(
         slab_size=slab_size, totals_size=totals_size, made_size=made_size, sums_size=sums_size, starts=starts,
-        own_size=own_size, task=task,
+        own_size=own_size, task=task, sum_blocks=sum_blocks, unpacked=unpacked, unpacked_columns=unpacked_columns,
     )  # fmt: skip
     shared_size = 2 * len(own.term_rows) * 8 // own.itemsize
     worker_size = own_size + 1 + made_size
     return Call(family.numbers, np.array(sizes), shared_size, worker_size, made_size > 0, problem.long)
+
+
+def unpacked_of(own: Layout) -> tuple[int, int]:
+    """The address of the tiles whose weights are read where they are, and up to how many columns; 0 where none are."""
+    columns = unpacked_columns(own)
+    if columns == 0:
+        return 0, 0
+    return unpacked_tiles.unpacked_tiles(own.itemsize, own.lanes, own.rows, own.tile_phases, own.taps, BLOCK), columns
+
+
+def unpacked_columns(own: Layout) -> int:
+    """Up to how many columns there are such tiles, whose blocks of terms are whole channels."""
+    if not side_by_side(own) or BLOCK % own.taps != 0:
+        return 0
+    return unpacked_tiles.most_columns(own.lanes, own.rows, own.taps)
 
 
 def apart_or_not(family: Family, problem: Problem) -> Family:
@@ -184,14 +201,15 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     if few_of.py_func(columns, layout) == columns:  # rows so short that many share a cache line
         pitch = layout.lead + few_stored.py_func(columns) + layout.tail
     short = columns <= min(strip, layout.lanes + min(layout.few_columns, layout.lanes - 1))  # one vector and a few
-    together, block_channels = (0, 0) if packed else made_at_once(layout, blocks, short)
+    together, block_channels = (0, 0) if packed else made_at_once(layout, blocks, short, columns)
     far_columns = 0
     if layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full):
         far_columns = full if length > NARROW * full else layout.lanes
         row_sums = far_columns * layout.rows
     return Sizes._make(
         (*layout.fixed, groups, layout.row_channels, strip, pitch, width, inner_begin, inner_end, *steps, length,
-         item_columns, int(in_place), row_sums, far_columns, together, block_channels, 0, 0, 0, 0, 0, 0, 0, int(long))
+         item_columns, int(in_place), row_sums, far_columns, together, block_channels,
+         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, int(long))
     )  # fmt: skip
 
 
@@ -208,13 +226,14 @@ def inner_columns(layout: Layout, positions: int, widest: int) -> tuple[int, int
     return (begin, end) if worth_it and positions - end <= widest else (0, 0)
 
 
-def made_at_once(layout: Layout, blocks: int, short: bool) -> tuple[int, int]:
+def made_at_once(layout: Layout, blocks: int, short: bool, columns: int) -> tuple[int, int]:
     """Tiles whose panels are made and used while they are in a cache, and of how many channels.
 
     Of no tiles where all panels are better made first, and of 0 channels where they are whole. `short` are so few
     columns that all tiles' sums of them may wait while a few channels' panels are made.
     """
-    if short and layout.takes_blocks and layout.row_tiles * layout.most_sums * layout.itemsize <= TOTALS_BYTES:
+    room = UNPACKED_BYTES if columns <= unpacked_columns(layout) else TOTALS_BYTES
+    if short and layout.takes_blocks and layout.row_tiles * layout.most_sums * layout.itemsize <= room:
         whole_blocks = BLOCK_CHANNELS * layout.taps % BLOCK == 0
         channels = BLOCK_CHANNELS if whole_blocks else 2 * BLOCK_CHANNELS
         return min(-(-layout.row_tiles // layout.group_tiles), MADE_GROUPS) * layout.group_tiles, channels

@@ -18,6 +18,7 @@ from .microkernels import PANEL_AHEAD, SIGNATURE
 
 # Columns that a tile may have: what chunks of 1, 2, 4 and 8 samples reach, and the one that whole vectors leave over.
 COLUMNS = (1, 2, 3, 5, 9)
+VECTORS = 4  # of a column
 NEAR_COLUMNS = 2  # up to which weights are met as fast as they come:
 NEAR_AHEAD = 256  # bytes of a panel that are asked for ahead, where prefetchers do more
 
@@ -55,7 +56,7 @@ def panels_joined(lanes: int, rows: int) -> int:
 
 def few_tiles(lanes: int, rows: int) -> int:
     """Panels that a tile of few columns takes: a few vectors of them."""
-    return ColumnTile.vectors * panels_joined(lanes, rows)
+    return VECTORS * panels_joined(lanes, rows)
 
 
 def fit_together(lanes: int, rows: int, count: int) -> bool:
@@ -77,8 +78,6 @@ class ColumnTile(Emitter):
     vectors side by side. Where a vector has room for a column of two panels, it holds both.
     """
 
-    vectors = 4  # of a column
-
     def __init__(self, builder: Any, double: int, lanes: int, rows: int) -> None:
         self.rows, self.width, self.each = rows, panel_width(rows), panels_joined(lanes, rows)
         self.together = [count for count in COLUMNS if fit_together(lanes, rows, count)]
@@ -92,7 +91,7 @@ class ColumnTile(Emitter):
             own = [self.index_at(panels, builder.add(loop.index, I64(k))) for k in range(own_panels)]
             first = builder.mul(loop.index, I64(self.width))
             places = {
-                (t, c): self.element_at(out, builder.add(first, I64((c * self.vectors + t) * self.lanes)))
+                (t, c): self.element_at(out, builder.add(first, I64((c * VECTORS + t) * self.lanes)))
                 for t in range(together)
                 for c in range(count)
             }

@@ -133,19 +133,22 @@ class Emitter:
         name = f"llvm.masked.{action}.v{self.lanes}f{8 * self.size}.p0"
         return cgutils.get_or_insert_function(self.builder.module, kind, name)
 
-    def deinterleaved(self, vectors):
-        """The inverse of `interleaved`: as many streams of one vector each."""
+    def deinterleaved(self, vectors, run=1):
+        """The inverse of `interleaved`, of elements or of runs of them: as many streams of one vector each."""
         count, lanes = len(vectors), self.lanes
         if count == 1:
             return vectors
         if count % 2 == 0:
             pairs = list(zip(vectors[0::2], vectors[1::2], strict=True))
-            halves = [[self.permuted(a, b, [2 * k + odd for k in range(lanes)]) for a, b in pairs] for odd in (0, 1)]
-            streams = zip(*(self.deinterleaved(half) for half in halves), strict=True)
+            halves = [
+                [self.permuted(a, b, [(2 * (k // run) + odd) * run + k % run for k in range(lanes)]) for a, b in pairs]
+                for odd in (0, 1)
+            ]
+            streams = zip(*(self.deinterleaved(half, run) for half in halves), strict=True)
             return [stream for pair in streams for stream in pair]
         result = []
         for s in range(count):
-            places = [divmod(k * count + s, lanes) for k in range(lanes)]  # (vector, its lane) of each lane
+            places = [divmod((k // run * count + s) * run + k % run, lanes) for k in range(lanes)]  # (vector, its lane)
             value = vectors[0]
             for v in range(1, count):
                 mask = [lanes + lane if of == v else k for k, (of, lane) in enumerate(places)]

@@ -163,6 +163,17 @@ def tiles_of(weight, first_taps, sizes):
     return -(-weight.shape[2] // (sizes.rows // sizes.tile_phases)) * -(-first_taps.size // sizes.tile_phases)
 
 
+@helper
+def side_by_side(weight, sizes, bytes_each):
+    """Tiles of a group, from the first on, whose weights of a channel lie side by side."""
+    taps = weight.shape[3]
+    if sizes.pack_whole == 0 or taps != sizes.taps * sizes.tile_phases or weight.strides[3] != bytes_each:
+        return 0
+    if weight.strides[2] != taps * bytes_each or weight.strides[1] % bytes_each or weight.strides[0] % bytes_each:
+        return 0
+    return weight.shape[2] // (sizes.rows // sizes.tile_phases)
+
+
 @task("r4 n1 panel_sizes i i i i c1", panel_sizes=PANEL_SIZES)
 def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, panels):
     """Fill the panels of the tiles from `begin` to `end` with the terms of some channels.
@@ -178,9 +189,7 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
     even = weight.strides[0] % bytes_each == 0 and weight.strides[1] % bytes_each == 0
     contiguous = weight.strides[3] == bytes_each and even and weight.strides[2] % bytes_each == 0
     in_rows = contiguous and weight.strides[1] == taps * bytes_each and family_taps == taps and sizes.interleave != 0
-    side_by_side = sizes.pack_whole != 0 and taps == family_taps * tile_phases
-    side_by_side = side_by_side and weight.strides[2] == taps * bytes_each
-    whole_tiles = row_channels // tile_channels if contiguous and side_by_side else 0  # of a group
+    whole_tiles = side_by_side(weight, sizes, bytes_each)
     near = weight.size * bytes_each <= NEAR_BYTES and term_channels > PACK_CHANNELS
     most = NEAR_TILES if near else PACK_TILES
     for inner in range(inner_begin, inner_stop, PACK_CHANNELS):

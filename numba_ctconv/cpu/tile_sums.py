@@ -4,11 +4,12 @@ Part of tiled.product. A worker's scratch memory holds, in this order: addresses
 of tiles, staging, and what tiles start from.
 """
 
-from .column_tiles import COLUMNS
+from .column_tiles import COLUMNS, VECTORS
 from .compilation import helper, part
-from .intrinsics import address_of, call_task, store_integer
+from .intrinsics import address_of, call_rows, call_task, store_integer
+from .packing import side_by_side
 from .storing import direct_target, place_of, store_tiles
-from .target import CACHE_LINE
+from .target import CACHE_LINE, SUMS_BYTES
 
 
 @helper
@@ -162,6 +163,42 @@ def sum_few(
             staging, sizes, phases, panel_sizes, column, columns, width, sizes.tile_phases, tiles * width, first, count,
             group, output,
         )  # fmt: skip
+
+
+@helper
+def sum_unpacked(
+    row_begin, row_end, bias, sizes, phases, panel_sizes, weight, block_at, block_offsets, group, column, columns,
+    made, scratch, output,
+):  # fmt: skip
+    """Compute in few columns those tiles of a part whose weights can be read where they are.
+
+    How many, from its first on; and 0, or NaN where a weight is not finite, or a sum.
+    """
+    check = output.dtype.type(0)
+    if sizes.unpacked == 0 or columns > sizes.unpacked_columns:
+        return 0, check
+    size, stored = output.itemsize, few_stored(columns)
+    tiles = min(side_by_side(weight, panel_sizes, size), row_end) - row_begin
+    tiles = max(tiles // sizes.few_tiles * sizes.few_tiles, 0)
+    tile_size = sizes.start_size * stored
+    most = max(min(2 * SUMS_BYTES // size, made.size // 2) // tile_size // sizes.few_tiles, 1) * sizes.few_tiles
+    for begin in range(row_begin, row_begin + tiles, most):
+        count = min(most, row_begin + tiles - begin)
+        channel = begin * sizes.tile_channels
+        bias_at = address_of(bias) + (group * sizes.row_channels + channel) * bias.strides[0]
+        call_rows(
+            sizes.unpacked,
+            (address_of(weight) + group * weight.strides[0] + channel * weight.strides[2], weight.strides[1] // size,
+             weight.shape[1], count // sizes.few_tiles * VECTORS, block_at, block_offsets, stored, columns,
+             bias_at if bias.size > 0 else 0, bias.strides[0], address_of(made), address_of(made[count * tile_size :]),
+             address_of(scratch)),
+        )  # fmt: skip
+        check += scratch[0]
+        store_tiles(
+            made, sizes, phases, panel_sizes, column, columns, sizes.start_size, sizes.tile_phases,
+            count * sizes.start_size, begin, count, group, output,
+        )  # fmt: skip
+    return tiles, check
 
 
 @part

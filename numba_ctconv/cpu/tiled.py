@@ -26,7 +26,7 @@ from .intrinsics import address_of, borrowed, call_task, record_of, release_gil,
 from .layout import PANEL_SIZES, SIZES
 from .packing import lists_of, tiles_of
 from .rows import ZERO, nothing_of, to_line
-from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles
+from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles, sum_unpacked
 
 TASKS_EACH = 4  # of a worker, at least, where there are as many
 
@@ -111,6 +111,8 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
     cut = cut_of(source, sizes, row_tiles, workers)
     slab, totals, own, made = scratch_of(scratch, sizes, terms, workers, worker)
+    for j in range(own.size - sizes.starts, own.size):  # also of the rows that no tile has, of which a sum would tell
+        own[j] = 0
     check = scratch.dtype.type(0)
     packed = ZERO - 1  # no block
     for piece in range(worker * cut.pieces // workers, (worker + 1) * cut.pieces // workers):
@@ -118,10 +120,19 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
         block_at, block_offsets, _, packed = block_of(
             source, planes, sizes, panel_sizes, piece // cut.parts, packed, group, column, columns, terms, slab, scratch
         )  # fmt: skip
-        check += sum_blocks(
-            row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at, block_offsets,
-            group, column, columns, made, totals, own, output,
+        unpacked, found = sum_unpacked(
+            row_begin, row_end, bias, sizes, phases, panel_sizes, weight, block_at, block_offsets, group, column,
+            columns, made, own, output,
         )  # fmt: skip
+        if row_begin + unpacked < row_end:
+            call_task(
+                sizes.sum_blocks,
+                (row_begin + unpacked, row_end, bias, sizes, phases, panel_sizes, first_taps, weight, block_at,
+                 block_offsets, group, column, columns, made, totals, own, output),
+            )  # fmt: skip
+            found += totals[0]
+        if found != 0:  # an input that is not finite, or a sum that overflows, tells the same
+            check = nothing_of_group(weight, group, check)
     keep_check(check, scratch, sizes, terms, workers, worker)
 
 
@@ -186,15 +197,17 @@ def keep_check(check, scratch, sizes, terms, workers, worker):
     scratch[2 * terms * 8 // scratch.itemsize + workers * sizes.own_size + worker] = check
 
 
-@helper
+@task(
+    "i i r1 sizes n1 panel_sizes n1 r4 i i i i i c1 c1 c1 w3", sizes=SIZES, panel_sizes=PANEL_SIZES
+)  # fmt: skip
 def sum_blocks(
-    row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, terms, weight, block_at, block_offsets, group,
-    column, columns, made, totals, scratch, output,
+    row_begin, row_end, bias, sizes, phases, panel_sizes, first_taps, weight, block_at, block_offsets, group, column,
+    columns, made, totals, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a part of the tiles in few columns, by blocks of terms of which a few panels are made.
 
     So weights that are met once or twice are read in rows, and come back from no farther than the first-level cache.
-    0, or NaN where a weight is not finite, of which a sum would tell.
+    In the end the first of the totals is 0, or NaN where a weight is not finite, of which a sum would tell.
     """
     size, rows, taps, together = output.itemsize, sizes.rows, panel_sizes.taps, sizes.together
     few = few_of(columns, sizes)
@@ -231,19 +244,26 @@ def sum_blocks(
             few_size = sizes.start_size * few_stored(few)
             for t in range(0, count if few > 0 else 0, sizes.few_tiles):
                 own_few = own[tall_size + t * few_size :][: sizes.few_tiles * few_size]
+                if begins and count - t < sizes.few_tiles:  # else what no tile writes may tell of weights
+                    for j in range(own_few.size):
+                        own_few[j] = 0
                 sum_few(
                     begin + t, min(sizes.few_tiles, count - t), bias, sizes, phases, panel_sizes, own_terms,
                     address_of(made) + t * own_terms * rows * size, block_at + whole * size, offsets, group,
                     column + whole, few, begins, ends, own_few, scratch, output,
                 )  # fmt: skip
                 if ends and whole == 0:
-                    check += nothing_of(own_few, 0, own_few.size)
-    if check != 0:  # an input that is not finite, or a sum that overflows, tells the same
-        check = output.dtype.type(0)
-        for i in range(weight.shape[1]):
-            for c in range(weight.shape[2]):
-                for k in range(weight.shape[3]):
-                    check += weight[group, i, c, k] * output.dtype.type(0)
+                    check += nothing_of(own_few, 0, few * sizes.few_tiles * sizes.start_size)
+    totals[0] = check
+
+
+@helper
+def nothing_of_group(weight, group, check):
+    """As nothing_of, of all weights of a group; `check` is 0, or the NaN of another group."""
+    for i in range(weight.shape[1]):
+        for c in range(weight.shape[2]):
+            for k in range(weight.shape[3]):
+                check += weight[group, i, c, k] * weight.dtype.type(0)
     return check
 
 
