@@ -13,7 +13,7 @@ import numpy as np
 from ..geometry import Geometry
 from . import column_tiles, target, tiled, unpacked_tiles
 from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
-from .panels import MOST_TOGETHER, Families, Family, side_by_side
+from .panels import MOST_TOGETHER, Families, Family
 from .tile_sums import few_of, few_stored
 
 PANELS_BYTES = 2 * 1024 * 1024  # made right before they are used: of many tiles, so that rows of weights are read on
@@ -134,7 +134,7 @@ def unpacked_of(own: Layout) -> tuple[int, int]:
 
 def unpacked_columns(own: Layout) -> int:
     """Up to how many columns there are such tiles, whose blocks of terms are whole channels."""
-    if not side_by_side(own) or BLOCK % own.taps != 0:
+    if not own.side_by_side or BLOCK % own.taps != 0:
         return 0
     return unpacked_tiles.most_columns(own.lanes, own.rows, own.taps)
 
@@ -164,7 +164,7 @@ def columns_of(layout: Layout, problem: Problem) -> tuple[int, int]:
 def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     """What the kernel unpacks, for one call: the columns cut into even blocks.
 
-    But for the sizes of its scratch memory, which follow from these.
+    But for what follows from these, which `call_of` finds.
     """
     groups, (batch, _, length), strides, long, packed, *steps = problem
     itemsize = layout.itemsize
@@ -206,11 +206,11 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
     if layout.reaches_far and row_sums == 0 and layout.lead + layout.tail > FAR * (length + full):
         far_columns = full if length > NARROW * full else layout.lanes
         row_sums = far_columns * layout.rows
-    return Sizes._make(
-        (*layout.fixed, groups, layout.row_channels, strip, pitch, width, inner_begin, inner_end, *steps, length,
-         item_columns, int(in_place), row_sums, far_columns, together, block_channels,
-         0, 0, 0, 0, 0, 0, 0, 0, 0, 0, int(long))
+    found = (
+        *layout.fixed, groups, layout.row_channels, strip, pitch, width, inner_begin, inner_end, *steps, length,
+        item_columns, int(in_place), row_sums, far_columns, together, block_channels, int(long),
     )  # fmt: skip
+    return Sizes(*found)
 
 
 def inner_columns(layout: Layout, positions: int, widest: int) -> tuple[int, int]:

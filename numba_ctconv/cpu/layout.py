@@ -63,17 +63,18 @@ class Sizes(NamedTuple):
     far_columns: int  # of a tile, where most terms meet no sample in so few; 0 where most do
     together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
     block_channels: int  # of whose terms panels are made at a time, and all tiles met; 0 where panels are whole
-    unpacked: int  # address of the tiles of few columns whose weights are read where they are; or 0
-    unpacked_columns: int  # up to which they take less time
-    slab_size: int  # of a worker, in elements
-    totals_size: int  # of the sums of all tiles of its part, likewise
-    made_size: int  # of the panels that it makes
-    sums_size: int  # of a tile or of a row of tiles, likewise
-    starts: int  # of what a few tiles start from
-    own_size: int  # of all scratch of a worker, likewise
-    task: int  # address of what a worker does,
-    sum_blocks: int  # and of what sums by blocks of channels; or 0
     long: int  # whether other Python threads may run meanwhile: a short call gains nothing by letting them
+    # what follows from these
+    unpacked: int = 0  # address of the tiles of few columns whose weights are read where they are; or 0
+    unpacked_columns: int = 0  # up to which they take less time
+    slab_size: int = 0  # of a worker, in elements
+    totals_size: int = 0  # of the sums of all tiles of its part, likewise
+    made_size: int = 0  # of the panels that it makes
+    sums_size: int = 0  # of a tile or of a row of tiles, likewise
+    starts: int = 0  # of what a few tiles start from
+    own_size: int = 0  # of all scratch of a worker, likewise
+    task: int = 0  # address of what a worker does,
+    sum_blocks: int = 0  # and of what sums by blocks of channels; or 0
 
 
 class PanelSizes(NamedTuple):
@@ -182,6 +183,11 @@ class Layout:
         step = self.step_in
         periods = self.planes[: len(self.planes) // step * step].reshape(-1, step)
         return bool((periods == periods[:, :1] + np.arange(step)).all())
+
+    @property
+    def side_by_side(self) -> bool:
+        """Whether the runs of all taps of a channel lie side by side in the weight, in the order of taps."""
+        return self.tap_step == self.tile_phases == self.step_out == len(self.phases) > 1
 
     @property
     def worth_copying(self) -> bool:

@@ -114,11 +114,6 @@ def _family(own: Layout, together: int) -> Family:
     return Family(own, _numbers(own), together, apart)
 
 
-def side_by_side(own: Layout) -> bool:
-    """Whether the runs of all taps of a channel lie side by side, in the order of taps."""
-    return own.tap_step == own.tile_phases == own.step_out == len(own.phases) > 1
-
-
 def _numbers(own: Layout) -> Any:
     """A PanelSizes and its lists, with the addresses of the tiles and moves."""
     size, far = own.itemsize, own.reaches_far
@@ -132,7 +127,7 @@ def _numbers(own: Layout) -> Any:
         own.tap_step,
         pack=moves.moves.pack_runs(size, own.tile_phases, own.rows // own.tile_phases),
         pack_whole=moves.moves.pack_whole(size, own.tile_phases, own.rows // own.tile_phases, own.taps)
-        if side_by_side(own)
+        if own.side_by_side
         else 0,
         interleave=moves.moves.interleave(size, own.lanes, own.rows) if own.step_out == 1 else 0,
         lay_out=moves.moves.lay_out(size, own.tile_phases),
