@@ -1,6 +1,5 @@
 """The tiled products: layouts and tiles as pure functions, and what their bits may depend on."""
 
-import numba
 import numpy as np
 import pytest
 from calling import call
@@ -232,18 +231,14 @@ def test_rows_that_are_read_in_place_give_the_bits_of_rows_that_are_packed(chang
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("parameters", [{"stride": 4, "padding": 3, "groups": 2}, {"dilation": 5, "padding": (-3, 40)}])
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_the_ends_of_items_alone_are_copied(change, taken, dtype, parameters, threads):
+def test_the_ends_of_items_alone_are_copied(change, taken, numba_threads, dtype, parameters, threads):
     """Blocks inside each item are read in place, as many as there are, and shared out with the two at its ends."""
-    if threads > numba.config.NUMBA_NUM_THREADS:
-        pytest.skip(f"{threads} threads of {numba.config.NUMBA_NUM_THREADS}")
+    if threads not in numba_threads.counts:
+        pytest.skip(f"Numba has no {threads} threads here")
     rng = np.random.default_rng(7)
     x, w = rng.standard_normal((3, 16, 1207)).astype(dtype), rng.standard_normal((16, 3, 7)).astype(dtype)
-    before = numba.get_num_threads()
-    try:
-        numba.set_num_threads(threads)
-        in_place = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
-    finally:
-        numba.set_num_threads(before)
+    numba_threads(threads)
+    in_place = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
     change(blocks, "LEAST_COPIED_BYTES", 1 << 40)
     even = nc.conv_transpose1d(x, w, algorithm="tiled", **parameters)
     inner = [(own.inner_begin, own.inner_end, own.width) for own in taken]

@@ -207,8 +207,8 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
         far_columns = full if length > NARROW * full else layout.lanes
         row_sums = far_columns * layout.rows
     found = (
-        *layout.fixed, groups, layout.row_channels, strip, pitch, width, inner_begin, inner_end, *steps, length,
-        item_columns, int(in_place), row_sums, far_columns, together, block_channels, int(long),
+        *layout.fixed, layout.group_tiles, groups, layout.row_channels, strip, pitch, width, inner_begin, inner_end,
+        *steps, length, item_columns, int(in_place), row_sums, far_columns, together, block_channels, int(long),
     )  # fmt: skip
     return Sizes(*found)
 

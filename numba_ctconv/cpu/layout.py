@@ -306,7 +306,7 @@ def _slab_layout(*, channels: int, row_channels: int, itemsize: int, planes: Any
     few_tiles, tall = column_tiles.few_tiles(lanes, tile_rows), tall_tiles(tile_rows)
     return Layout(
         fixed=(lanes, tile_rows, tile_phases, slots, BLOCK, step_in, step_out, lead, tail, few, start_size,
-               tile_rows // tile_phases, few_tiles, tall, max(few_tiles, tall)),
+               tile_rows // tile_phases, few_tiles, tall),
         lanes=lanes, rows=tile_rows, vectors=vectors, tile_phases=tile_phases, slots=slots, width=width, strip=strip,
         lead=lead, tail=tail, few_columns=few, few_tiles=few_tiles, tall_tiles=tall,
         term_rows=(np.arange(channels)[:, None] * len(planes) + plane_of_tap).ravel(),

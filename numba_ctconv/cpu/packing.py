@@ -228,16 +228,12 @@ def pack_tiles(weight, first_taps, sizes, begin, end, inner_begin, inner_stop, p
                         i = inner + term // taps
                         panels[at + term * rows + c] = weight[group, i, channel + c, term % taps]
             elif whole and sizes.pack != 0 and first_taps[phase + tile_phases - 1] == first_tap + tile_phases - 1:
-                tile_step = tile_phases
-                if phase_tiles > 1:
-                    alike = own_phases // tile_phases
+                alike = row_channels // tile_channels - place
+                tile_step = tile_channels * weight.strides[2] // bytes_each
+                if phase_tiles > 1:  # of a channel
+                    alike, tile_step = own_phases // tile_phases, tile_phases
                     if first_taps[phase + alike * tile_phases - 1] != first_tap + alike * tile_phases - 1:
                         alike = 1
-                else:
-                    alike, tile_step = (
-                        row_channels // tile_channels - place,
-                        tile_channels * weight.strides[2] // bytes_each,
-                    )
                 together = min(alike, end - tile, most)
                 call_rows(
                     sizes.pack,

@@ -267,13 +267,13 @@ def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term
                      grad_output.strides[1], squares, address_of(slab) + (column + first * pitch) * size, pitch * size),
                 )  # fmt: skip
             lay_positions(
-                grad_output, item, channel + c, together, planes, contiguous, start, sizes, 0,
+                grad_output, item, channel + c, together, planes, contiguous, start, sizes, first, stop, 0,
                 first if squares > 0 else run, column, slab,
             )  # fmt: skip
             if squares > 0:
                 lay_positions(
-                    grad_output, item, channel + c, together, planes, contiguous, start, sizes, first + squares, run,
-                    column, slab,
+                    grad_output, item, channel + c, together, planes, contiguous, start, sizes, first, stop,
+                    first + squares, run, column, slab,
                 )  # fmt: skip
             c += together
         done += run
@@ -284,26 +284,28 @@ def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term
 
 @helper
 def lay_positions(
-    grad_output, item, channel, channels, planes, contiguous, start, sizes, begin, end, column, slab
+    grad_output, item, channel, channels, planes, contiguous, start, sizes, inside, inside_end, begin, end, column, slab
 ):  # fmt: skip
-    """The planes of some channels at the positions in [begin, end): zero where there is no sample."""
+    """The planes of some channels at the positions in [begin, end): zero where there is no sample.
+
+    All planes of a position have one from `inside` to `inside_end`.
+    """
     size, length = slab.itemsize, grad_output.shape[2]
     if contiguous and sizes.lay_rows != 0:
         first = start + begin * sizes.stride
         source_at = address_of(grad_output) + item * grad_output.strides[0] + channel * grad_output.strides[1]
-        inside = min(first_not_below(-first, sizes.stride), end - begin)
-        inside_end = max(count_below(length - first - planes.size + 1, sizes.stride, end - begin), inside)
+        own_begin = max(min(inside, end), begin)
+        own_end = max(min(inside_end, end), own_begin)
         call_rows(
             sizes.lay_rows,
             (source_at + first * size, grad_output.strides[1], sizes.stride * size, -first, length - first, channels,
              address_of(slab) + (column + begin * sizes.pitch) * size, planes.size * size, sizes.pitch * size,
-             inside, inside_end, end - begin),
+             own_begin - begin, own_end - begin, end - begin),
         )  # fmt: skip
         return
     for m in range(channels):
         for j in range(begin, end):
             for p in range(planes.size):
                 l = start + j * sizes.stride + planes[p] - planes[0]
-                inside = 0 <= l < length
                 to = column + j * sizes.pitch + m * planes.size + p
-                slab[to] = grad_output[item, channel + m, l] if inside else 0
+                slab[to] = grad_output[item, channel + m, l] if 0 <= l < length else 0
