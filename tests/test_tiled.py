@@ -11,6 +11,7 @@ from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import layer_problems
 from numba_ctconv.cpu import (
     blocks,
+    column_tiles,
     depthwise,
     depthwise_rows,
     layout,
@@ -506,6 +507,37 @@ def test_short_inputs_give_the_bits_of_long_ones(dtype, kernel_size, stride):
             np.testing.assert_array_equal(short[..., : length * stride], whole[..., : length * stride])
             own = nc.conv_transpose1d(x[..., :length], layer.weight, layer.bias, stride)
             np.testing.assert_array_equal(own, short)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("kernel_size", "parameters", "paired"), [
+    (8, {"stride": 4, "padding": 2}, {2, 4, 8}), (3, {"stride": 2, "groups": 2}, {2, 4, 8}),
+    (2, {"dilation": 3}, {2, 6}), (6, {"stride": 2}, set()),
+    (4, {"stride": 2, "padding": (0, 3)}, set()),  # the last column is cut off, and the first one
+    (4, {"stride": 2, "padding": (2, 0)}, set()),
+])  # fmt: skip
+def test_few_columns_skip_what_pairs_of_taps_meet_beyond_an_item(change, taken, dtype, kernel_size, parameters, paired):
+    """By panels that are there and by those of a few channels, and whatever samples are: with the bits of all terms."""
+    rng = np.random.default_rng(11)
+    steps = parameters.get("stride", 1), parameters.get("dilation", 1)
+    most = layout.forward_layouts(plan(kernel_size, *steps), 40, 37, dtype().itemsize)[0].few_columns
+    w = rng.standard_normal((40, 37, kernel_size)).astype(dtype)
+    layer = nc.ConvTranspose1d(40, 37 * parameters.get("groups", 1), kernel_size, dtype=dtype, **parameters)
+    layer.weight, bias = w, layer.bias
+    results = []
+    for skips in (True, False):
+        if not skips:
+            change(column_tiles, "PAIRED_COLUMNS", ())
+        for length in range(1, 11):
+            x = np.random.default_rng(length).standard_normal((1, 40, length)).astype(dtype)
+            x[0, length, -1] = np.inf
+            taken.clear()
+            results.append(nc.conv_transpose1d(x, w, bias, algorithm="tiled", **parameters))
+            np.testing.assert_array_equal(layer(x), results[-1])
+            expected = skips and length in paired and length < most
+            assert max(own.few_paired for own in taken) == int(expected), length  # of the families of phases
+    for one, other in zip(results[:10], results[10:], strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("length", [1, 5, 14, 20])

@@ -208,9 +208,19 @@ def sizes_of(layout: Layout, problem: Problem) -> Sizes:
         row_sums = far_columns * layout.rows
     found = (
         *layout.fixed, layout.group_tiles, groups, layout.row_channels, strip, pitch, width, inner_begin, inner_end,
-        *steps, length, item_columns, int(in_place), row_sums, far_columns, together, block_channels, int(long),
+        *steps, length, item_columns, int(in_place), row_sums, int(are_paired(layout, problem, columns)), far_columns,
+        together, block_channels, int(long),
     )  # fmt: skip
     return Sizes(*found)
+
+
+def are_paired(layout: Layout, problem: Problem, columns: int) -> bool:
+    """Whether all columns are few, and meet one item from end to end by two taps: see column_tiles.columns_met."""
+    if layout.taps != 2 or problem.shape[0] > 1 or columns not in column_tiles.PAIRED_COLUMNS:
+        return False
+    first, second = (problem.q_first - problem.crop_in + int(start) - layout.lead for start in layout.term_starts[:2])
+    ends_before_last = first + columns - 1 >= problem.shape[2]
+    return layout.step_in == 1 and columns <= layout.few_columns and second < 0 and ends_before_last
 
 
 def inner_columns(layout: Layout, positions: int, widest: int) -> tuple[int, int]:

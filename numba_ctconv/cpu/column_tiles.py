@@ -15,33 +15,49 @@ from ..forks import compiling
 from . import target
 from .emitter import I64, Emitter, emitted_function
 from .microkernels import PANEL_AHEAD, SIGNATURE
+from .target import CACHE_LINE
 
 # Columns that a tile may have: what chunks of 1, 2, 4 and 8 samples reach, and the one that whole vectors leave over.
 COLUMNS = (1, 2, 3, 5, 9)
+PAIRED_COLUMNS = (3, 5, 9)  # and those in which it takes less time to multiply only what meets a sample
 VECTORS = 4  # of a column
 NEAR_COLUMNS = 2  # up to which weights are met as fast as they come:
 NEAR_AHEAD = 256  # bytes of a panel that are asked for ahead, where prefetchers do more
 
 
 @intrinsic(prefer_literal=True)
-def column_tile(typingctx, double, lanes, rows, panels, slab, offsets, terms, block, start, given, out, columns):
+def column_tile(
+    typingctx, double, lanes, rows, paired, panels, slab, offsets, terms, block, start, given, out, columns
+):  # fmt: skip
     """Emit the tile of few columns, of some panels at once, which lie at the addresses that lie at `panels`.
 
     It starts from start[tile·width + m], or where `start` is 0 from what is there, and stores
     out[(c·tiles + tile)·width + m], not interleaved, where `width` is that of panel_width and `tiles` are few_tiles.
+    Where terms are `paired` and `columns` below 0, there are as many, in which terms meet what columns_met says.
     So many of these are `given`; what the others store is of no consequence, as is what is read beyond the rows.
     """
 
     def codegen(context, builder, signature, args):
         emit = ColumnTile(builder, double.literal_value, lanes.literal_value, rows.literal_value)
-        *operands, columns = args[3:]
+        *operands, columns = args[4:]
         for fewer, count in zip((0, *COLUMNS), COLUMNS, strict=False):
             own = builder.icmp_signed(">", columns, I64(fewer)), builder.icmp_signed("<=", columns, I64(count))
             with builder.if_then(builder.and_(*own)):
-                emit.write(count, *operands)
+                emit.write([range(count)], *operands)
+        for count in PAIRED_COLUMNS if paired.literal_value else ():
+            with builder.if_then(builder.icmp_signed("==", columns, I64(-count))):
+                emit.write(columns_met(count), *operands)
         return context.get_dummy_value()
 
-    return types.void(double, lanes, rows, *[types.int64] * 9), codegen
+    return types.void(double, lanes, rows, paired, *[types.int64] * 9), codegen
+
+
+def columns_met(count: int) -> list[range]:
+    """The columns in which terms meet samples, in turn, where they are pairs of taps that meet an item from end to end.
+
+    The first tap meets nothing in the last column, and the second one, which comes later, nothing in the first.
+    """
+    return [range(count - 1), range(1, count)]
 
 
 def panel_width(rows: int) -> int:
@@ -83,8 +99,9 @@ class ColumnTile(Emitter):
         self.together = [count for count in COLUMNS if fit_together(lanes, rows, count)]
         super().__init__(builder, double, self.each * self.width)
 
-    def write(self, count, panels, slab, offsets, terms, block, start, given, out):
-        builder = self.builder
+    def write(self, met, panels, slab, offsets, terms, block, start, given, out):
+        """Write the tile of some columns, of which the terms meet, in turn, those in `met`."""
+        builder, count = self.builder, met[-1].stop
         together = 2 if count in self.together else 1  # of the vectors
         own_panels = together * self.each
         with self.loop(given, I64(own_panels)) as loop:
@@ -99,29 +116,49 @@ class ColumnTile(Emitter):
                 for (t, _), place in places.items():
                     less = self.load(self.element_at(start, builder.add(first, I64(t * self.lanes))))
                     self.store(builder.fneg(less), place)
-            self.add(count, own, slab, offsets, terms, block, places)
+            self.add(met, own, slab, offsets, terms, block, places)
 
-    def add(self, count, panels, slab, offsets, terms, block, places):
+    def add(self, met, panels, slab, offsets, terms, block, places):
         """Add what some panels contribute, a block of terms after the other, to what lies at places: of (t, c)."""
         builder = self.builder
-        ahead = NEAR_AHEAD if target.follows_streams() and count <= NEAR_COLUMNS else PANEL_AHEAD
+        ahead = NEAR_AHEAD if target.follows_streams() and len(met[0]) <= NEAR_COLUMNS else PANEL_AHEAD
         with self.loop(terms, block) as blocks:
             own_terms = builder.sub(blocks.end, blocks.index)
-            with self.loop(own_terms, I64(1), [self.zero()] * len(places)) as own:
+            with self.loop(own_terms, I64(len(met)), [self.zero()] * len(places)) as own:
                 r = builder.add(blocks.index, own.index)
                 weights = [self.element_at(address, builder.mul(r, I64(self.rows))) for address in panels]
-                for address in self.every_second(weights, self.rows, r):
-                    self.prefetch(builder.add(address, I64(ahead)), write=False)
-                w = [self.joined(*weights[t : t + self.each]) for t in range(0, len(panels), self.each)]
-                at = self.element_at(slab, self.index_at(offsets, r))
-                sums = dict(zip(places, own.values, strict=True))
-                for c in range(count):  # in turn, else LLVM would hold all of a term's samples and spill a sum
-                    sample = self.broadcast_at(at, c)
-                    for weight, cell in zip(w, [cell for cell in places if cell[1] == c], strict=True):
-                        sums[cell] = builder.call(self.fma, [weight, sample, sums[cell]])
-                own.keep(list(sums.values()))
+                self.ask_ahead(weights, r, len(met), ahead)
+                sums = self.add_term(met[0], weights, self.index_at(offsets, r), own.values, slab, places)
+                for k, columns in enumerate(met[1:], 1):
+                    following = builder.add(own.index, I64(k))  # is there: else LLVM would load its weights too soon
+                    own.go_on_if(builder.icmp_signed("<", following, own_terms), sums)
+                    weights = [self.element_at(address, I64(self.rows)) for address in weights]
+                    offset = self.index_at(offsets, builder.add(r, I64(k)))
+                    sums = self.add_term(columns, weights, offset, sums, slab, places)
+                own.keep(sums)
             for place, partial in zip(places.values(), own.values, strict=True):
                 self.store(builder.fadd(self.load(place), partial), place)
+
+    def ask_ahead(self, weights, r, count, ahead):
+        """Ask for later weights of as many terms as lie there from term r on, whose addresses in panels are given."""
+        lines = range(0, count * self.rows * self.size, CACHE_LINE)
+        if count == 1:
+            weights, lines = self.every_second(weights, self.rows, r), lines[:1]
+        for line in lines:
+            for address in weights:
+                self.prefetch(self.builder.add(address, I64(ahead + line)), write=False)
+
+    def add_term(self, columns, weights, offset, sums, slab, places):
+        """The sums, of those at places, with a term's products in some columns."""
+        builder = self.builder
+        sums = dict(zip(places, sums, strict=True))
+        w = [self.joined(*weights[t : t + self.each]) for t in range(0, len(weights), self.each)]
+        at = self.element_at(slab, offset)
+        for c in columns:  # in turn, else LLVM would hold all of a term's samples and spill a sum
+            sample = self.broadcast_at(at, c)
+            for weight, cell in zip(w, [cell for cell in places if cell[1] == c], strict=True):
+                sums[cell] = builder.call(self.fma, [weight, sample, sums[cell]])
+        return list(sums.values())
 
     def joined(self, *addresses):
         """What lies at an address or, in the halves of a vector, at two."""
@@ -133,14 +170,14 @@ class ColumnTile(Emitter):
 
 
 @functools.cache
-def _compile(double: int, lanes: int, rows: int) -> Any:
+def _compile(double: int, lanes: int, rows: int, paired: int) -> Any:
     def function(panels, slab, offsets, terms, block, start, given, out, columns):
-        column_tile(double, lanes, rows, panels, slab, offsets, terms, block, start, given, out, columns)
+        column_tile(double, lanes, rows, paired, panels, slab, offsets, terms, block, start, given, out, columns)
 
     with compiling:
-        return emitted_function(function, SIGNATURE, f"column_tiles.column_tile-{double}-{lanes}-{rows}")
+        return emitted_function(function, SIGNATURE, f"column_tiles.column_tile-{double}-{lanes}-{rows}-{paired}")
 
 
-def column_tiles(itemsize: int, lanes: int, rows: int) -> int:
-    """Address of the tile of few columns."""
-    return int(_compile(int(itemsize == 8), lanes, rows).address)
+def column_tiles(itemsize: int, lanes: int, rows: int, *, paired: bool) -> int:
+    """Address of the tile of few columns, `paired` where a channel's terms are two taps."""
+    return int(_compile(int(itemsize == 8), lanes, rows, int(paired)).address)

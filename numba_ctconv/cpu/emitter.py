@@ -263,6 +263,14 @@ class Loop:
         following = builder.add(self.index, step)
         self.end = builder.select(builder.icmp_signed("<", following, limit), following, limit)
         self._kept: Sequence[Any] = ()
+        self._left: list[tuple[Any, Sequence[Any]]] = []
+
+    def go_on_if(self, condition: Any, values: Sequence[Any]) -> None:
+        """End the loop with such values unless a condition holds; what is written next is the rest of the step."""
+        rest = self._builder.append_basic_block("rest")
+        self._left.append((self._builder.block, values))
+        self._builder.cbranch(condition, rest, self._done)
+        self._builder.position_at_end(rest)
 
     def keep(self, values: Sequence[Any]) -> None:
         """What the next step finds in `values`."""
@@ -274,6 +282,17 @@ class Loop:
             phi.add_incoming(value, self._builder.block)
         self._builder.branch(self._head)
         self._builder.position_at_end(self._done)
+        if self._left:
+            self.values = merged(self._builder, (self._head, self.values), *self._left)
+
+
+def merged(builder: Any, *ways: tuple[Any, Sequence[Any]]) -> list[Any]:
+    """Values where ways meet that bring them: (block, values) each."""
+    values = [builder.phi(value.type) for value in ways[0][1]]
+    for where, brought in ways:
+        for phi, value in zip(values, brought, strict=True):
+            phi.add_incoming(value, where)
+    return values
 
 
 def emitted_function(function: Any, signature: Any, name: str) -> Compiled:

@@ -60,6 +60,7 @@ class Sizes(NamedTuple):
     item_columns: int  # from an item's first position to the next one's
     in_place: int  # whether blocks inside an item are read where they are
     row_sums: int  # of the sums of a row of tiles; 0 where each tile sums up all terms by itself
+    few_paired: int  # whether few columns are what PAIRED_COLUMNS of column_tiles are for
     far_columns: int  # of a tile, where most terms meet no sample in so few; 0 where most do
     together: int  # tiles whose panels are made right before they are used; 0 where all panels are there
     block_channels: int  # of whose terms panels are made at a time, and all tiles met; 0 where panels are whole

@@ -21,7 +21,7 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..forks import compiling
-from .emitter import I64, Emitter, emitted_function
+from .emitter import I64, Emitter, emitted_function, merged
 from .target import CACHE_LINE
 
 TILES_AHEAD = 2  # that are computed before what is asked for of the slab is needed
@@ -129,7 +129,7 @@ class Tile(Emitter):
         nothing = [[builder.fneg(self.broadcast_at(start, m))] * shape.vectors for m in range(shape.rows)]
         builder.branch(done)
         builder.position_at_end(done)
-        return self.merged((following, total), (none, nothing))
+        return self.merged_rows((following, total), (none, nothing))
 
     def either(self, following, *ways):
         """The vectors of a tile as blocks compute them that lead to the same one: (block, what of row and vector)."""
@@ -139,17 +139,12 @@ class Tile(Emitter):
             brought.append((where, [[sum_of(m, v) for v in range(self.shape.vectors)] for m in range(self.shape.rows)]))
             self.builder.branch(following)
         self.builder.position_at_end(following)
-        return self.merged(*brought)
+        return self.merged_rows(*brought)
 
-    def merged(self, *ways):
+    def merged_rows(self, *ways):
         """The vectors of a tile where ways meet that bring them: (block, vectors) each."""
-        builder, shape = self.builder, self.shape
-        values = [[builder.phi(self.vector) for _ in range(shape.vectors)] for _ in range(shape.rows)]
-        for where, brought in ways:
-            for m in range(shape.rows):
-                for v in range(shape.vectors):
-                    values[m][v].add_incoming(brought[m][v], where)
-        return values
+        rows = range(self.shape.rows)
+        return [merged(self.builder, *((where, brought[m]) for where, brought in ways)) for m in rows]
 
     def block(self, panel, slab, offsets, first, end):
         """The partial sums of the terms in [first, end), in registers."""

@@ -145,7 +145,7 @@ def _numbers(own: Layout) -> Any:
         tall_tile=tile_rows.tall_tiles(size, own.lanes, own.rows, own.tall_tiles, own.tile_phases, own.slots),
         far_tile=tile_rows.rows_of_tiles(size, own.lanes, own.rows, 1, own.tile_phases, own.slots) if far else 0,
         sum_far=far_terms.sum_far.address(dtype) if far else 0,
-        few_tile=column_tiles.column_tiles(size, own.lanes, own.rows),
+        few_tile=column_tiles.column_tiles(size, own.lanes, own.rows, paired=own.taps == 2),
         tile_count=len(tiles),
         terms=len(own.term_rows),
         plane_count=len(own.planes),

@@ -156,7 +156,8 @@ def sum_few(
     call_task(
         panel_sizes.few_tile,
         (address_of(scratch), block_at, block_offsets, terms, sizes.block,
-         address_of(start) if begins else 0, count, address_of(staging), columns),
+         address_of(start) if begins else 0, count, address_of(staging),
+         columns if sizes.few_paired == 0 else -columns),
     )  # fmt: skip
     if ends:
         store_tiles(
