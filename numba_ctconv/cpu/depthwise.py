@@ -47,37 +47,40 @@ def rows(
         task, last = worker * tasks // workers, (worker + 1) * tasks // workers
         while task < last:
             line, stretch = task // stretches, task % stretches
-            lines = last - task if stretches == 1 else 1
+            item = line // channels
+            channel = line - item * channels
+            group, weight_at = channel // multiplier, address_of(weight) + channel * weight.shape[2] * size
             begin = position + stretch * positions // stretches
             end = position + (stretch + 1) * positions // stretches
             if in_place:
+                count = min(last - task, channels - channel) if stretches == 1 else 1
                 first_in, first_out = begin * step_in - crop_in, begin * step_out - crop_out
                 stop_out = min(length, end * step_out - crop_out)
                 inside, stop = far_from_ends(
                     first_in, source.shape[2], step_in, lead, tail, first_out, stop_out, step_out, end - begin, lanes
                 )
                 call_rows(function, (
-                    address_of(source), source.strides[0], source.strides[1], source.shape[2], first_in,
-                    address_of(target), target.strides[0], target.strides[1], stop_out, first_out,
-                    address_of(weight), bias_at, bias_step, channels, multiplier, line, lines, inside, stop,
-                    end - begin,
+                    address_of(source) + item * source.strides[0] + group * source.strides[1], source.strides[1],
+                    source.shape[2], first_in,
+                    address_of(target) + item * target.strides[0] + channel * target.strides[1], target.strides[1],
+                    stop_out, first_out,
+                    weight_at, bias_at + channel * bias_step, bias_step, multiplier, channel - group * multiplier,
+                    count, inside, stop, end - begin,
                 ))  # fmt: skip
-                task += lines
+                task += count
                 continue
-            item = line // channels
-            channel = line - item * channels
             for chunk in range(begin, end, CHUNK):
                 count = min(CHUNK, end - chunk)
                 samples = (lead + count + tail) * step_in
                 first = (chunk - lead) * step_in - crop_in
-                copy_padded(source, item, channel // multiplier, first, samples, scratch, worker, given)
+                copy_padded(source, item, group, first, samples, scratch, worker, given)
                 inside, stop = far_from_ends(
                     lead * step_in, samples, step_in, lead, tail, 0, count * step_out, step_out, count, lanes
                 )
                 call_rows(function, (
-                    scratch_at + given * size, 0, 0, samples, lead * step_in,
-                    scratch_at + made * size, 0, 0, count * step_out, 0,
-                    address_of(weight), bias_at, bias_step, channels, channels, channel, 1, inside, stop, count,
+                    scratch_at + given * size, 0, samples, lead * step_in,
+                    scratch_at + made * size, 0, count * step_out, 0,
+                    weight_at, bias_at + channel * bias_step, 0, 1, 0, 1, inside, stop, count,
                 ))  # fmt: skip
                 keep(scratch, worker, made, count * step_out, target, item, channel, chunk * step_out - crop_out)
             task += 1

@@ -9,14 +9,16 @@ A function takes the address of its arguments, int64 each, in the order of the c
 bytes, everything else in elements.
 """
 
-from collections.abc import Callable
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from numba import types
 from numba.extending import intrinsic
 
 from ..forks import compiling
-from ..geometry import Plan, plan
+from ..geometry import Geometry, Plan, plan
 from . import target
 from .emitter import I64, ROWS_SIGNATURE, Emitter, emitted_function
 from .row_parts import Ends, Planes, load, prefetch, store, vectors_ahead
@@ -28,28 +30,39 @@ STRETCH = 512  # positions whose products a lane of a gradient's sums adds up be
 
 
 class Rows(NamedTuple):
-    """What forward and grad_input take: rows of a source and of a target, positions of a row."""
+    """What forward and grad_input take: neighbouring rows of a source and of a target, positions of a row."""
 
-    source: Any
-    source_item: Any  # distance of two items, and of two channels
-    source_channel: Any
+    source: Any  # the first row
+    source_channel: Any  # distance of two rows
     source_length: Any
     source_first: Any  # the sample that position 0 takes first: may be outside
     target: Any
-    target_item: Any
     target_channel: Any
     target_length: Any
     target_first: Any  # the sample that position 0 gives first: may be outside
-    weights: Any  # (channels, taps)
+    weights: Any  # (rows, taps)
     bias: Any
     bias_step: Any
-    channels: Any  # of the target
-    multiplier: Any  # channels of the target to one of the source
-    line: Any  # the first row, counting channels of one item after the other's
-    lines: Any
+    multiplier: Any  # rows of the target to one of the source,
+    part: Any  # and of those, how many come before the first one
+    rows: Any
     begin: Any  # the positions in [begin, end) are far from either end of both arrays
     end: Any
     positions: Any
+
+
+class Call(NamedTuple):
+    """What the rows of a call have in common: a function of Rows, and which samples its positions take and give."""
+
+    function: int
+    step_in: int
+    lead: int  # positions before and after its own whose samples a position takes
+    tail: int
+    crop_in: int
+    step_out: int
+    crop_out: int
+    position: int  # the first one, and how many there are
+    positions: int
 
 
 class Sums(NamedTuple):
@@ -80,15 +93,24 @@ def ahead(layer: Plan, itemsize: int) -> int:
     return vectors_ahead(layer, lanes) * lanes or layer.shift(layer.kernel_size - 1)
 
 
+def forward_taps(layer: Plan, skipped: int) -> list[list[tuple[int, int]]]:
+    """The taps, and the shift of each, of the outputs of a position, where so many phases lie before the first one."""
+    return [
+        [(k, layer.shift(k) - phase // layer.stride) for k in layer.taps(phase % layer.stride)]
+        for phase in range(skipped, skipped + layer.stride)
+    ]
+
+
 @intrinsic(prefer_literal=True)
-def forward_rows(typingctx, double, lanes, taps, stride, dilation, given):
-    """Emit target[q·stride + r] = bias + Σ_k weights[k]·source[q - h_k] over the taps k of phase r and shift h_k."""
+def forward_rows(typingctx, double, lanes, taps, stride, dilation, skipped, given):
+    """Emit target[q·stride + r] = bias + Σ weights[k]·source[q - h] over the k and h of forward_taps for r."""
     literals = (double, lanes, taps, stride, dilation)
 
     def codegen(context, builder, signature, args):
         emit, layer = _emitter(builder, *literals)
-        given = Rows._make(emit.given(args[5], len(Rows._fields)))
-        shifts = sorted({layer.shift(k) for k in range(layer.kernel_size)})
+        given = Rows._make(emit.given(args[6], len(Rows._fields)))
+        streams_taps = forward_taps(layer, skipped.literal_value)
+        shifts = sorted({shift for own in streams_taps for _, shift in own})
         ends = Ends(emit, given.begin, given.end, given.positions, len(shifts) + layer.stride)
 
         def firsts(position):
@@ -108,10 +130,10 @@ def forward_rows(typingctx, double, lanes, taps, stride, dilation, given):
             vectors = zip(shifts, loads, kept[: len(loads)], strict=True)
             samples = {h: load(emit, row.source, first, within) for h, first, within in vectors}
             streams = []
-            for phase in range(layer.stride):
+            for own in streams_taps:
                 total = emit.zero()
-                for k in layer.taps(phase):
-                    total = builder.call(emit.fma, [row.weight(k), samples[layer.shift(k)], total])
+                for k, shift in own:
+                    total = builder.call(emit.fma, [row.weight(k), samples[shift], total])
                 streams.append([builder.fsub(total, row.less)])
             for value, first, within in zip(emit.interleaved(streams), stores, kept[len(loads) :], strict=True):
                 store(emit, value, row.target, first, within)
@@ -123,15 +145,14 @@ def forward_rows(typingctx, double, lanes, taps, stride, dilation, given):
                 *(emit.lanes_within(first, given.target_length) for first in stores),
             ]
 
-        with ends.passes(kept_at) as inside, emit.loop(given.lines, I64(1)) as line:
-            row = Row(emit, given, line.index, layer.kernel_size)
+        with ends.passes(kept_at) as inside, rows_of(emit, given, layer.kernel_size) as row:
             with ends.steps() as (_, position, kept):
                 step(row, position, kept)
             with emit.loop(inside, I64(emit.lanes)) as loop:
                 step(row, builder.add(given.begin, loop.index), None)
         return context.get_dummy_value()
 
-    return types.void(*literals, types.int64), codegen
+    return types.void(*literals, skipped, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -156,8 +177,7 @@ def grad_input_rows(typingctx, double, lanes, taps, stride, dilation, given):
             to = builder.add(given.target_first, position)
             return [emit.lanes_within(to, given.target_length), *planes.kept_at(position, given.source_length)]
 
-        with ends.passes(kept_at) as inside, emit.loop(given.lines, I64(1)) as line:
-            row = Row(emit, given, line.index, layer.kernel_size)
+        with ends.passes(kept_at) as inside, rows_of(emit, given, layer.kernel_size) as row:
             with ends.steps() as (_, position, kept):
                 step(row, position, planes.near_an_end(row.source, position, kept[1:]), kept[0])
             with planes.inside(row.source, given.begin, inside, []) as (_, position, sample):
@@ -223,25 +243,32 @@ def _emitter(builder: Any, *literals: Any) -> tuple[Emitter, Plan]:
     return Emitter(builder, double, lanes), plan(taps, stride, dilation)
 
 
+@contextlib.contextmanager
+def rows_of(emit: Emitter, given: Rows, taps: int) -> Iterator["Row"]:
+    """A loop over the rows of a call: what is written in the context is one's."""
+    builder = emit.builder
+    carried = [given.source, given.target, given.weights, given.bias, given.part]
+    with emit.loop(given.rows, I64(1), carried) as loop:
+        source, target, weights, bias, part = loop.values
+        yield Row(emit, source, target, weights, bias, taps)
+        part = builder.add(part, I64(1))
+        last = builder.icmp_signed("==", part, given.multiplier)
+        loop.keep([
+            builder.select(last, builder.add(source, given.source_channel), source),
+            builder.add(target, given.target_channel),
+            emit.element_at(weights, I64(taps)),
+            builder.add(bias, given.bias_step),
+            builder.select(last, I64(0), part),
+        ])  # fmt: skip
+
+
 class Row:
     """Where a row lies, and what is the same for all its positions."""
 
-    def __init__(self, emit: Emitter, given: Rows, index: Any, taps: int) -> None:
-        builder = emit.builder
-        line = builder.add(given.line, index)
-        item = builder.udiv(line, given.channels)
-        channel = builder.sub(line, builder.mul(item, given.channels))
-
-        def row(base, item_step, channel_step, channel):
-            return builder.add(base, builder.add(builder.mul(item, item_step), builder.mul(channel, channel_step)))
-
-        group = builder.udiv(channel, given.multiplier)
-        self.source = row(given.source, given.source_item, given.source_channel, group)
-        self.target = row(given.target, given.target_item, given.target_channel, channel)
-        # a difference with -bias, as the tiles have it
-        bias = emit.broadcast_at(builder.add(given.bias, builder.mul(channel, given.bias_step)), 0)
-        self.less = builder.fneg(bias)
-        weights = emit.element_at(given.weights, builder.mul(channel, I64(taps)))
+    def __init__(self, emit: Emitter, source: Any, target: Any, weights: Any, bias: Any, taps: int) -> None:
+        self.source = source
+        self.target = target
+        self.less = emit.builder.fneg(emit.broadcast_at(bias, 0))  # a difference with -bias, as the tiles have it
         self.weight = _weights(emit, weights, taps)
 
 
@@ -259,12 +286,10 @@ class CompiledRows:
     def __init__(self) -> None:
         self._kept: dict[tuple[Any, ...], Any] = {}
 
-    def __call__(self, operation: str, layer: Plan, itemsize: int) -> int:
-        """The address of the function of "forward", "grad_input" or "grad_weight"."""
-        key = (
-            operation, int(itemsize == 8), target.vector_bytes() // itemsize, layer.kernel_size, layer.stride,
-            layer.dilation,
-        )  # fmt: skip
+    def __call__(self, operation: str, layer: Plan, itemsize: int, *skipped: int) -> int:
+        """The address of the function of "forward", with what forward_taps takes, "grad_input" or "grad_weight"."""
+        lanes = target.vector_bytes() // itemsize
+        key = operation, int(itemsize == 8), lanes, layer.kernel_size, layer.stride, layer.dilation, *skipped
         if key not in self._kept:
             with compiling:
                 self._kept[key] = self._kept.get(key) or _compile(*key)
@@ -274,12 +299,39 @@ class CompiledRows:
 rows = CompiledRows()
 
 
-def _compile(operation: str, double: int, lanes: int, taps: int, stride: int, dilation: int) -> Any:
+@functools.lru_cache(maxsize=128)
+def forward_call(geometry: Geometry, itemsize: int) -> Call:
+    """A forward pass, whose first position is made to begin with the first output: else its vectors would be cut."""
+    plan, crop = geometry.plan, geometry.crops.left
+    skipped = crop % plan.stride
+    shifts = [shift for own in forward_taps(plan, skipped) for _, shift in own]
+    return Call(
+        rows("forward", plan, itemsize, skipped), 1, max(0, *shifts), max(0, -min(shifts)), 0, plan.stride,
+        crop - skipped, crop // plan.stride, -(-geometry.output_length // plan.stride),
+    )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=128)
+def grad_input_call(geometry: Geometry, itemsize: int) -> Call:
+    """The input gradient."""
+    plan = geometry.plan
+    return Call(
+        rows("grad_input", plan, itemsize), plan.stride, 0, ahead(plan, itemsize), geometry.crops.left, 1, 0, 0,
+        geometry.input_length,
+    )  # fmt: skip
+
+
+def _compile(operation: str, *shape: int) -> Any:
     row = {"forward": forward_rows, "grad_input": grad_input_rows, "grad_weight": grad_weight_rows}[operation]
+    if operation == "forward":
+        double, lanes, taps, stride, dilation, skipped = shape
 
-    def function(given):
-        row(double, lanes, taps, stride, dilation, given)
+        def function(given):
+            row(double, lanes, taps, stride, dilation, skipped, given)
+    else:
+        double, lanes, taps, stride, dilation = shape
 
-    return emitted_function(
-        function, ROWS_SIGNATURE, f"depthwise_rows.{operation}-{double}-{lanes}-{taps}-{stride}-{dilation}"
-    )
+        def function(given):
+            row(double, lanes, taps, stride, dilation, given)
+
+    return emitted_function(function, ROWS_SIGNATURE, f"depthwise_rows.{operation}-{'-'.join(map(str, shape))}")

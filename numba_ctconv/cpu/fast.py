@@ -35,8 +35,7 @@ def forward(
     if weight.shape[0] == groups and depthwise_rows.fits(plan):
         own = _packed(panels.of_rows, weight, plan, groups, kept)
         if own.finite:
-            steps = (1, plan.shift(plan.kernel_size - 1), 0, 0, plan.stride, geometry.crops.left)
-            _rows("forward", input, own.values, bias, plan, steps, *geometry.positions(range(plan.stride)), output)
+            _rows(depthwise_rows.forward_call(geometry, input.itemsize), input, own.values, bias, output)
         return bool(own.finite)
     packed = _packed(panels.of_forward, weight, plan, groups, kept)
     if packed is None or not packed.finite:
@@ -49,13 +48,13 @@ def grad_input(
     grad_output: Any, weight: Any, geometry: Geometry, groups: int, kept: Kept | None, grad_input: Any
 ) -> bool:
     """The input gradient by rows or tiles; as above."""
-    plan, crop, length = geometry.plan, geometry.crops.left, grad_input.shape[2]
+    plan = geometry.plan
     nothing = np.empty(0, grad_input.dtype)  # to start from
     if _is_depthwise(weight, groups) and depthwise_rows.fits(plan):
         own = _packed(panels.of_rows, weight, plan, groups, kept)
         if own.finite:
-            steps = (plan.stride, 0, depthwise_rows.ahead(plan, grad_input.itemsize), crop, 1, 0)
-            _rows("grad_input", grad_output, own.values, nothing, plan, steps, 0, length, grad_input)
+            call = depthwise_rows.grad_input_call(geometry, grad_input.itemsize)
+            _rows(call, grad_output, own.values, nothing, grad_input)
         return bool(own.finite)
     packed = _packed(panels.of_grad_input, weight, plan, groups, kept)
     if packed is None or not packed.finite:
@@ -102,19 +101,16 @@ def _packed(pack: Callable[..., Any], weight: Any, plan: Plan, groups: int, kept
         return packed
 
 
-def _rows(operation: str, source: Any, weight: Any, bias: Any, plan: Plan,
-          steps: tuple[int, int, int, int, int, int], position: int, positions: int, target: Any) -> None:  # fmt: skip
-    """Run a depthwise layer's forward or grad_input; `steps` are step_in, lead, tail, crop_in, step_out, crop_out."""
-    function = depthwise_rows.rows(operation, plan, target.itemsize)
-    step_in, lead, tail, _, step_out, _ = steps
-    workers, long = machine.share(weight.size * positions * target.shape[0])
+def _rows(call: depthwise_rows.Call, source: Any, weight: Any, bias: Any, target: Any) -> None:
+    """Run a depthwise layer's forward or grad_input."""
+    workers, long = machine.share(weight.size * call.positions * target.shape[0])
     chunk = depthwise.CHUNK
-    scratch = np.empty((workers, (lead + chunk + tail) * step_in + chunk * step_out + 1), target.dtype)
+    size = (call.lead + chunk + call.tail) * call.step_in + chunk * call.step_out + 1
+    scratch = np.empty((workers, size), target.dtype)
     lanes = machine.vector_bytes() // target.itemsize
     stretches = machine.stretches(workers, target.shape[0] * target.shape[1], target.shape[2])
     depthwise.rows(
-        source, weight, bias, function, *steps, position, positions, lanes, workers, stretches, int(long), scratch,
-        target,
+        source, weight, bias, *call, lanes, workers, stretches, int(long), scratch, target
     )  # fmt: skip
 
 
