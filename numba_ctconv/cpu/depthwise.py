@@ -13,8 +13,10 @@ from numba import prange
 from .compilation import helper, kernel
 from .intrinsics import address_of, call_rows, release_gil, take_gil
 from .rows import add_samples, copy_padded
+from .target import CACHE_LINE
 
 CHUNK = 512  # positions that pass through scratch memory at once
+LEAST_ON_LINES = 8  # vectors of a row, from which it pays to store them on lines and what is before them apart
 CACHED_BYTES = 256 * 1024  # of rows that are read again out of the second-level cache
 
 
@@ -56,14 +58,16 @@ def rows(
                 count = min(last - task, channels - channel) if stretches == 1 else 1
                 first_in, first_out = begin * step_in - crop_in, begin * step_out - crop_out
                 stop_out = min(length, end * step_out - crop_out)
+                target_at = address_of(target) + item * target.strides[0] + channel * target.strides[1]
+                results_at = target_at + first_out * size if target.strides[1] % CACHE_LINE == 0 else 0
                 inside, stop = far_from_ends(
-                    first_in, source.shape[2], step_in, lead, tail, first_out, stop_out, step_out, end - begin, lanes
-                )
+                    first_in, source.shape[2], step_in, lead, tail, first_out, stop_out, step_out, end - begin, lanes,
+                    results_at, step_out * size,
+                )  # fmt: skip
                 call_rows(function, (
                     address_of(source) + item * source.strides[0] + group * source.strides[1], source.strides[1],
                     source.shape[2], first_in,
-                    address_of(target) + item * target.strides[0] + channel * target.strides[1], target.strides[1],
-                    stop_out, first_out,
+                    target_at, target.strides[1], stop_out, first_out,
                     weight_at, bias_at + channel * bias_step, bias_step, multiplier, channel - group * multiplier,
                     count, inside, stop, end - begin,
                 ))  # fmt: skip
@@ -75,7 +79,7 @@ def rows(
                 first = (chunk - lead) * step_in - crop_in
                 copy_padded(source, item, group, first, samples, scratch, worker, given)
                 inside, stop = far_from_ends(
-                    lead * step_in, samples, step_in, lead, tail, 0, count * step_out, step_out, count, lanes
+                    lead * step_in, samples, step_in, lead, tail, 0, count * step_out, step_out, count, lanes, 0, 0
                 )
                 call_rows(function, (
                     scratch_at + given * size, 0, samples, lead * step_in,
@@ -88,14 +92,25 @@ def rows(
 
 
 @helper
-def far_from_ends(first_in, length_in, step_in, lead, tail, first_out, length_out, step_out, positions, lanes):
-    """Whole vectors of positions, from one on up to another, whose samples all lie inside both arrays."""
+def far_from_ends(
+    first_in, length_in, step_in, lead, tail, first_out, length_out, step_out, positions, lanes, results_at, step
+):  # fmt: skip
+    """Whole vectors of positions, from one on up to another, whose samples all lie inside both arrays.
+
+    The results of position 0 lie at `results_at` and those of others by so many bytes on, in all rows alike: where
+    there are many, they are stored from the beginning of a cache line on. 0 where rows lie in lines as they come.
+    """
     begin = max(0, lead - first_in // step_in, -(first_out // step_out))
     end = min(positions, (length_in - first_in) // step_in - tail, (length_out - first_out) // step_out)
-    begin = -(-begin // lanes) * lanes
-    if end - begin < lanes:
+    whole = -(-begin // lanes) * lanes
+    if results_at != 0 and end - begin >= LEAST_ON_LINES * lanes:
+        on_line = begin
+        while on_line < begin + lanes and (results_at + on_line * step) % CACHE_LINE != 0:
+            on_line += 1
+        whole = on_line if on_line < begin + lanes else whole
+    if end - whole < lanes:
         return 0, 0
-    return begin, begin + (end - begin) // lanes * lanes
+    return whole, whole + (end - whole) // lanes * lanes
 
 
 @helper
@@ -127,7 +142,7 @@ def grad_weight(
     totals = bias_sums + together * lanes
     given = totals + together * taps
     met = given + (CHUNK + tail) * stride
-    inside, stop = far_from_ends(-crop, grad_output.shape[2], stride, 0, tail, 0, length, 1, length, lanes)
+    inside, stop = far_from_ends(-crop, grad_output.shape[2], stride, 0, tail, 0, length, 1, length, lanes, 0, 0)
     cached = max(1, CACHED_BYTES // (grad_output.shape[2] * size))
     for worker in prange(workers):
         scratch_at = address_of(scratch) + worker * scratch.strides[0]

@@ -321,7 +321,7 @@ def grad_input_call(geometry: Geometry, itemsize: int) -> Call:
     )  # fmt: skip
 
 
-def _compile(operation: str, *shape: int) -> Any:
+def _compile(operation: Any, *shape: Any) -> Any:
     row = {"forward": forward_rows, "grad_input": grad_input_rows, "grad_weight": grad_weight_rows}[operation]
     if operation == "forward":
         double, lanes, taps, stride, dilation, skipped = shape

@@ -45,8 +45,9 @@ def prefetch(emit: Emitter, row: Any, firsts: Sequence[Any], *, write: bool) -> 
 class Ends:
     """The positions that are not in [begin, end), which is a whole number of vectors.
 
-    Which lanes of a step there lie inside the arrays is the same for all rows: it is found out once, for a few steps
-    at a time, of which there are seldom more.
+    What comes before it is rounded up to whole vectors, so that some positions may be computed twice. Which lanes of a
+    step there lie inside the arrays is the same for all rows: it is found out once, for a few steps at a time, of which
+    there are seldom more.
     """
 
     def __init__(self, emit: Emitter, begin: Any, end: Any, positions: Any, masks: int) -> None:
@@ -54,9 +55,10 @@ class Ends:
         self._masks = masks  # of the vectors that a step loads and stores
         room = cgutils.alloca_once(emit.builder, I64, STEPS_TOGETHER * masks)
         self._table = emit.builder.ptrtoint(room, I64)
-        self._begin = begin
+        self._head = emit.builder.and_(emit.builder.add(begin, I64(emit.lanes - 1)), I64(-emit.lanes))  # a power of two
         self._inside = emit.builder.sub(end, begin)
-        self._positions = emit.builder.sub(positions, self._inside)
+        self._between = emit.builder.sub(end, self._head)
+        self._positions = emit.builder.sub(positions, self._between)
 
     @contextlib.contextmanager
     def passes(self, kept_at: Callable[[Any], list[Any]]) -> Iterator[Any]:
@@ -84,8 +86,8 @@ class Ends:
     def _position(self, index: Any) -> Any:
         builder = self._emit.builder
         position = builder.add(self._first, index)
-        before = builder.icmp_signed("<", position, self._begin)
-        return builder.select(before, position, builder.add(position, self._inside))
+        before = builder.icmp_signed("<", position, self._head)
+        return builder.select(before, position, builder.add(position, self._between))
 
     def _place(self, index: Any, k: int) -> Any:
         builder = self._emit.builder
