@@ -1,5 +1,7 @@
 """The tiled products: layouts and tiles as pure functions, and what their bits may depend on."""
 
+import itertools
+
 import numpy as np
 import pytest
 from calling import call
@@ -16,6 +18,7 @@ from numba_ctconv.cpu import (
     microkernels,
     panels,
     target,
+    tiled,
     weight_layout,
 )
 from numba_ctconv.geometry import plan
@@ -518,3 +521,36 @@ def test_panels_of_neighbouring_tiles_do_not_touch(kernel_size, stride):
         expected = reference.conv_transpose1d(x, layer.weight, stride=stride)
         np.testing.assert_array_equal(layer(x), expected)
         np.testing.assert_array_equal(nc.conv_transpose1d(x, layer.weight, stride=stride), expected)
+
+
+@pytest.mark.parametrize(("channels", "row_channels", "batch", "length", "groups"), [
+    (768, 384, 1, 423, 1),  # two blocks, of 240 columns and of 184
+    (96, 40, 2, 600, 3), (8, 5, 3, 2000, 1), (512, 256, 1, 2, 1), (16, 1, 1, 50, 2),
+])  # fmt: skip
+@pytest.mark.parametrize("workers", [1, 2, 3, 5, 64])
+def test_workers_share_all_rows_of_all_blocks_evenly(
+    monkeypatch, channels, row_channels, batch, length, groups, workers
+):
+    for name in ("cut_of", "columns_of", "work_of", "rows_of"):  # which only compiled code calls otherwise
+        monkeypatch.setattr(tiled, name, getattr(tiled, name).py_func)
+    (family,) = layout.forward_layouts(plan(16, 8, 1), channels, row_channels, 4)
+    source = np.empty((batch, channels * groups, length), np.float32)
+    problem = blocks.Problem(groups, source.shape, source.strides, True, True, 0, 0, 0, length + 1)
+    sizes, rows = blocks.sizes_of(family, problem), family.row_tiles
+    cut = tiled.cut_of(source, sizes, rows, workers)
+    shares = np.zeros(workers, int)
+    done = np.zeros(workers, int)
+    columns_met = 0
+    for block in range(cut.blocks):
+        *_, columns = tiled.columns_of(block, cut, sizes)
+        parts = [tiled.rows_of(done[worker], columns, cut, sizes, worker, workers) for worker in range(workers)]
+        assert parts[0][0] == 0
+        assert parts[-1][1] == rows
+        assert all(one[1] == other[0] for one, other in itertools.pairwise(parts))
+        done[:] = [after for *_, after in parts]
+        vectors = -(-columns // family.lanes)
+        shares += [(end - begin) * vectors for begin, end, _ in parts]
+        columns_met += columns
+    assert columns_met >= batch * groups * (length + 1)
+    widest = -(-sizes.width // family.lanes) * cut.unit
+    assert shares.max() <= shares.sum() / workers + widest

@@ -28,12 +28,10 @@ from .packing import lists_of, tiles_of
 from .rows import ZERO, nothing_of, to_line
 from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles, sum_unpacked
 
-TASKS_EACH = 4  # of a worker, at least, where there are as many
-
 
 @kernel("r3 r1 c1 n1 n1 i r4 c1 w3", nogil=False)
 def product(source, bias, panels, panel_numbers, numbers, workers, weight, scratch, output):
-    """Workers share (group, block of columns, part of the rows) out evenly and pack a block of columns once.
+    """Workers share the rows of all blocks of columns out evenly, and each packs a block once.
 
     `numbers` are a layout.Sizes, `panel_numbers` a layout.PanelSizes and its lists. Scratch, one after the other:
     offsets (2, terms) of int64, into a slab and into rows that are read where they are; memory of each worker's own, as
@@ -62,7 +60,7 @@ def product(source, bias, panels, panel_numbers, numbers, workers, weight, scrat
 
 @task("r3 r1 c1 n1 n1 i i r4 c1 w3")
 def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight, scratch, output):
-    """A worker's pieces, by panels that are there or that it makes of some tiles together."""
+    """A worker's rows, by panels that are there or that it makes of some tiles together."""
     source, bias, panels, weight = borrowed(source), borrowed(bias), borrowed(panels), borrowed(weight)
     scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
     sizes, panel_sizes = record_of(numbers, SIZES), record_of(panel_numbers, PANEL_SIZES)
@@ -74,12 +72,15 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
     strip_size = source.shape[1] // sizes.groups * planes.size * sizes.pitch * size
     slab, _, own, made = scratch_of(scratch, sizes, terms, workers, worker)
     check = scratch.dtype.type(0)
-    packed = ZERO - 1  # no block
-    for piece in range(worker * cut.pieces // workers, (worker + 1) * cut.pieces // workers):
-        group, column, columns, row_begin, row_end = piece_of(piece, cut, sizes, row_tiles)
-        block_at, block_offsets, strip_width, packed = block_of(
-            source, planes, sizes, panel_sizes, piece // cut.parts, packed, group, column, columns, terms, slab, scratch
-        )  # fmt: skip
+    work = ZERO
+    for block in range(cut.blocks):
+        group, column, columns = columns_of(block, cut, sizes)
+        row_begin, row_end, work = rows_of(work, columns, cut, sizes, worker, workers)
+        if row_begin == row_end:
+            continue
+        block_at, block_offsets, strip_width = block_of(
+            source, planes, sizes, panel_sizes, group, column, columns, terms, slab, scratch
+        )
         together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
         for begin in range(row_begin, row_end, together):
             end, first = min(begin + together, row_end), group * row_tiles + begin
@@ -102,7 +103,7 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
 
 @task("r3 r1 c1 n1 n1 i i r4 c1 w3")
 def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worker, weight, scratch, output):
-    """A worker's pieces where columns are few, by panels of a few channels that it makes in turn."""
+    """A worker's rows where columns are few, by panels of a few channels that it makes in turn."""
     source, bias, weight = borrowed(source), borrowed(bias), borrowed(weight)
     scratch, output, panel_numbers = borrowed(scratch), borrowed(output), borrowed(panel_numbers)
     sizes, panel_sizes = record_of(numbers, SIZES), record_of(panel_numbers, PANEL_SIZES)
@@ -114,12 +115,15 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     for j in range(own.size - sizes.starts, own.size):  # also of the rows that no tile has, of which a sum would tell
         own[j] = 0
     check = scratch.dtype.type(0)
-    packed = ZERO - 1  # no block
-    for piece in range(worker * cut.pieces // workers, (worker + 1) * cut.pieces // workers):
-        group, column, columns, row_begin, row_end = piece_of(piece, cut, sizes, row_tiles)
-        block_at, block_offsets, _, packed = block_of(
-            source, planes, sizes, panel_sizes, piece // cut.parts, packed, group, column, columns, terms, slab, scratch
-        )  # fmt: skip
+    work = ZERO
+    for block in range(cut.blocks):
+        group, column, columns = columns_of(block, cut, sizes)
+        row_begin, row_end, work = rows_of(work, columns, cut, sizes, worker, workers)
+        if row_begin == row_end:
+            continue
+        block_at, block_offsets, _ = block_of(
+            source, planes, sizes, panel_sizes, group, column, columns, terms, slab, scratch
+        )
         unpacked, found = sum_unpacked(
             row_begin, row_end, bias, sizes, phases, panel_sizes, weight, block_at, block_offsets, group, column,
             columns, made, own, output,
@@ -137,46 +141,60 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
 
 
 class Cut(NamedTuple):
-    """How a call is cut into pieces that workers share out."""
+    """How a call is cut into blocks of columns, one after the other, whose rows workers share out."""
 
     span: int  # columns that are cut into blocks: all, or those of an item
     spans: int
-    blocks: int  # of a span
+    each: int  # blocks of a span
+    blocks: int  # of all spans and groups
     unit: int  # of tiles that are shared out
-    units: int
-    parts: int  # of the rows
-    pieces: int
+    rows: int  # tiles of a block
+    work: int  # of all blocks, for several workers: vectors of columns times units of rows
 
 
 @helper
 def cut_of(source, sizes, row_tiles, workers):
-    """How so many workers cut a call whose groups have so many tiles."""
+    """How a call is cut whose groups have so many tiles."""
     span, spans = (source.shape[0] - 1) * sizes.item_columns + sizes.positions, ZERO + 1
-    blocks = -(-span // sizes.width)
+    each = -(-span // sizes.width)
     if sizes.inner_end > 0:
         span, spans = sizes.positions, source.shape[0]
-        blocks = 2 + -(-(sizes.inner_end - sizes.inner_begin) // sizes.width)
-    short = span <= sizes.lanes + sizes.few_columns
-    parts = 1 if workers == 1 else -(-TASKS_EACH * workers // (sizes.groups * spans * blocks))
-    unit = sizes.group_tiles if short or (parts - 1) * sizes.group_tiles < row_tiles else 1
-    units = -(-row_tiles // unit)
-    parts = max(1, min(parts, units))
-    return Cut(span, spans, blocks, unit, units, parts, sizes.groups * spans * blocks * parts)
+        each = 2 + -(-(sizes.inner_end - sizes.inner_begin) // sizes.width)
+    unit = sizes.group_tiles if span <= sizes.lanes + sizes.few_columns else 1
+    cut = Cut(span, spans, each, sizes.groups * spans * each, unit, row_tiles, ZERO)
+    work = ZERO
+    for block in range(each if workers > 1 else ZERO):
+        work += work_of(columns_of(block, cut, sizes)[2], cut, sizes)
+    return Cut(span, spans, each, cut.blocks, unit, row_tiles, sizes.groups * spans * work)
 
 
 @helper
-def piece_of(piece, cut, sizes, row_tiles):
-    """The group, the columns and the tiles of a piece."""
-    block = piece // cut.parts
-    group, item, block = block // cut.blocks // cut.spans, block // cut.blocks % cut.spans, block % cut.blocks
+def columns_of(block, cut, sizes):
+    """The group of a block, its first column and how many it has."""
+    group, item, block = block // cut.each // cut.spans, block // cut.each % cut.spans, block % cut.each
     column, end = block * sizes.width, min((block + 1) * sizes.width, cut.span)
     if sizes.inner_end > 0:
         inner = sizes.inner_begin + (block - 1) * sizes.width
         column = max(min(inner, sizes.inner_end), ZERO) if block > 0 else ZERO
-        end = min(inner + sizes.width, sizes.inner_end) if block < cut.blocks - 1 else cut.span
-    row_begin = piece % cut.parts * cut.units // cut.parts * cut.unit
-    row_end = min((piece % cut.parts + 1) * cut.units // cut.parts * cut.unit, row_tiles)
-    return group, item * sizes.item_columns + column, end - column, row_begin, row_end
+        end = min(inner + sizes.width, sizes.inner_end) if block < cut.each - 1 else cut.span
+    return group, item * sizes.item_columns + column, end - column
+
+
+@helper
+def work_of(columns, cut, sizes):
+    """What all rows of a block of so many columns take."""
+    return -(-columns // sizes.lanes) * -(-cut.rows // cut.unit)
+
+
+@helper
+def rows_of(before, columns, cut, sizes, worker, workers):
+    """The tiles of a block that are a worker's, from one up to another, and the work of this and all blocks before."""
+    if workers == 1:
+        return ZERO, cut.rows, before
+    vectors = -(-columns // sizes.lanes)
+    begin = (max(worker * cut.work // workers - before, ZERO) // vectors) * cut.unit
+    end = (max((worker + 1) * cut.work // workers - before, ZERO) // vectors) * cut.unit
+    return min(begin, cut.rows), min(end, cut.rows), before + work_of(columns, cut, sizes)
 
 
 @helper
@@ -268,19 +286,16 @@ def nothing_of_group(weight, group, check):
 
 
 @helper
-def block_of(
-    source, planes, sizes, panel_sizes, block, packed, group, column, columns, terms, slab, scratch
-):  # fmt: skip
-    """Where a block of columns lies: in the source, or in the slab, packed unless that holds it already.
+def block_of(source, planes, sizes, panel_sizes, group, column, columns, terms, slab, scratch):
+    """Where a block of columns lies, in the source or, packed, in the slab.
 
-    Its address, that of the offsets of its rows, the width of its strips, and the block that the slab then holds.
+    Its address, that of the offsets of its rows, and the width of its strips.
     """
     source_at = direct_source(source, sizes, group, column, columns)
     if source_at != 0:
-        return source_at, address_of(scratch) + terms * 8, columns, packed
-    if block != packed:
-        call_task(panel_sizes.pack_slab, (source, planes, sizes, panel_sizes, group, column, columns, slab))
-    return address_of(slab), address_of(scratch), sizes.strip, block
+        return source_at, address_of(scratch) + terms * 8, columns
+    call_task(panel_sizes.pack_slab, (source, planes, sizes, panel_sizes, group, column, columns, slab))
+    return address_of(slab), address_of(scratch), sizes.strip
 
 
 @helper
