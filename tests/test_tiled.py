@@ -19,6 +19,7 @@ from numba_ctconv.cpu import (
     panels,
     target,
     tiled,
+    tiled_weight,
     weight_layout,
 )
 from numba_ctconv.geometry import plan
@@ -172,6 +173,27 @@ def test_workers_do_not_choose_the_algorithm_of_grad_weight(kernel_size, row_cha
             if found is not None:
                 assert (found.sizes.scratch_size + found.sums_size) * 4 < 8e6
                 assert found.sizes.stretch == calls[0].sizes.stretch
+
+
+@pytest.mark.parametrize(("row_channels", "channels"), [(128, 64), (64, 32), (8, 400), (512, 256), (30, 70)])
+@pytest.mark.parametrize("workers", [2, 3, 4])
+def test_workers_have_even_parts_of_grad_weight(row_channels, channels, workers):
+    """Of 64 channels, blocks of two strips would have 48 and 16: by whole blocks, one would do three times as much."""
+    problem = weight_layout.WeightProblem(1, 16, 1240, row_channels, channels, workers, 1, 4)
+    call = weight_layout.weight_call(plan(4, 2, 1), problem)
+    own, width = call.layout, call.sizes.strips * call.sizes.strip
+    rows, columns = -(-row_channels // own.rows), len(own.planes)
+    vectors = [-(-min(width, channels - first) * columns // own.lanes) for first in range(0, channels, width)]
+    work, parts = rows * sum(vectors), []
+    for worker in range(workers):
+        before, part = 0, 0
+        for each in vectors:
+            begin, end, before = tiled_weight.share_of.py_func(rows, each, before, work, worker, workers)
+            part += (end - begin) * each
+        parts.append(part)
+    assert sum(parts) == work
+    assert max(parts) <= work / workers + max(vectors)
+    assert call.sizes.waiting <= rows
 
 
 def test_a_layer_whose_planes_and_shifts_hardly_meet_takes_little_to_lay_out():
@@ -531,26 +553,25 @@ def test_panels_of_neighbouring_tiles_do_not_touch(kernel_size, stride):
 def test_workers_share_all_rows_of_all_blocks_evenly(
     monkeypatch, channels, row_channels, batch, length, groups, workers
 ):
-    for name in ("cut_of", "columns_of", "work_of", "rows_of"):  # which only compiled code calls otherwise
+    for name in ("cut_of", "columns_of", "share_of"):  # which only compiled code calls otherwise
         monkeypatch.setattr(tiled, name, getattr(tiled, name).py_func)
     (family,) = layout.forward_layouts(plan(16, 8, 1), channels, row_channels, 4)
     source = np.empty((batch, channels * groups, length), np.float32)
     problem = blocks.Problem(groups, source.shape, source.strides, True, True, 0, 0, 0, length + 1)
-    sizes, rows = blocks.sizes_of(family, problem), family.row_tiles
-    cut = tiled.cut_of(source, sizes, rows, workers)
-    shares = np.zeros(workers, int)
-    done = np.zeros(workers, int)
+    sizes = blocks.sizes_of(family, problem)
+    cut = tiled.cut_of(source, sizes, family.row_tiles, workers)
+    assert cut.units == -(-family.row_tiles // cut.unit)
+    shares, done = np.zeros(workers, int), np.zeros(workers, int)
     columns_met = 0
     for block in range(cut.blocks):
         *_, columns = tiled.columns_of(block, cut, sizes)
-        parts = [tiled.rows_of(done[worker], columns, cut, sizes, worker, workers) for worker in range(workers)]
+        vectors = -(-columns // family.lanes)
+        parts = [tiled.share_of(cut.units, vectors, done[k], cut.work, k, workers) for k in range(workers)]
         assert parts[0][0] == 0
-        assert parts[-1][1] == rows
+        assert parts[-1][1] == cut.units
         assert all(one[1] == other[0] for one, other in itertools.pairwise(parts))
         done[:] = [after for *_, after in parts]
-        vectors = -(-columns // family.lanes)
         shares += [(end - begin) * vectors for begin, end, _ in parts]
         columns_met += columns
     assert columns_met >= batch * groups * (length + 1)
-    widest = -(-sizes.width // family.lanes) * cut.unit
-    assert shares.max() <= shares.sum() / workers + widest
+    assert shares.max() <= shares.sum() / workers + -(-sizes.width // family.lanes)

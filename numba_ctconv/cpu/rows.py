@@ -27,6 +27,19 @@ def count_below(x, step, count):
 
 
 @helper
+def share_of(units, each, before, work, worker, workers):
+    """Which of a block's units are a worker's, from one up to another; and the work of this and all blocks before.
+
+    A unit takes `each`, the blocks before took `before`, and all take `work`, of which workers do even parts in turn.
+    """
+    if workers == 1:
+        return ZERO, units, before
+    begin = max(worker * work // workers - before, ZERO) // each
+    end = max((worker + 1) * work // workers - before, ZERO) // each
+    return min(begin, units), min(end, units), before + units * each
+
+
+@helper
 def to_line(scratch):
     """Elements up to the first that begins a cache line."""
     return -address_of(scratch) % CACHE_LINE // scratch.itemsize

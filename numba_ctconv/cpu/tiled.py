@@ -25,7 +25,7 @@ from .compilation import helper, kernel, task
 from .intrinsics import address_of, borrowed, call_task, record_of, release_gil, store_integer, take_gil
 from .layout import PANEL_SIZES, SIZES
 from .packing import lists_of, tiles_of
-from .rows import ZERO, nothing_of, to_line
+from .rows import ZERO, nothing_of, share_of, to_line
 from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles, sum_unpacked
 
 
@@ -75,9 +75,10 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
     work = ZERO
     for block in range(cut.blocks):
         group, column, columns = columns_of(block, cut, sizes)
-        row_begin, row_end, work = rows_of(work, columns, cut, sizes, worker, workers)
-        if row_begin == row_end:
+        begin, end, work = share_of(cut.units, -(-columns // sizes.lanes), work, cut.work, worker, workers)
+        if begin == end:
             continue
+        row_begin, row_end = begin * cut.unit, min(end * cut.unit, row_tiles)
         block_at, block_offsets, strip_width = block_of(
             source, planes, sizes, panel_sizes, group, column, columns, terms, slab, scratch
         )
@@ -118,9 +119,10 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     work = ZERO
     for block in range(cut.blocks):
         group, column, columns = columns_of(block, cut, sizes)
-        row_begin, row_end, work = rows_of(work, columns, cut, sizes, worker, workers)
-        if row_begin == row_end:
+        begin, end, work = share_of(cut.units, -(-columns // sizes.lanes), work, cut.work, worker, workers)
+        if begin == end:
             continue
+        row_begin, row_end = begin * cut.unit, min(end * cut.unit, row_tiles)
         block_at, block_offsets, _ = block_of(
             source, planes, sizes, panel_sizes, group, column, columns, terms, slab, scratch
         )
@@ -148,8 +150,8 @@ class Cut(NamedTuple):
     each: int  # blocks of a span
     blocks: int  # of all spans and groups
     unit: int  # of tiles that are shared out
-    rows: int  # tiles of a block
-    work: int  # of all blocks, for several workers: vectors of columns times units of rows
+    units: int  # of a block
+    work: int  # of all blocks, for several workers: vectors of columns times units
 
 
 @helper
@@ -161,11 +163,11 @@ def cut_of(source, sizes, row_tiles, workers):
         span, spans = sizes.positions, source.shape[0]
         each = 2 + -(-(sizes.inner_end - sizes.inner_begin) // sizes.width)
     unit = sizes.group_tiles if span <= sizes.lanes + sizes.few_columns else 1
-    cut = Cut(span, spans, each, sizes.groups * spans * each, unit, row_tiles, ZERO)
-    work = ZERO
+    cut = Cut(span, spans, each, sizes.groups * spans * each, unit, -(-row_tiles // unit), ZERO)
+    vectors = ZERO
     for block in range(each if workers > 1 else ZERO):
-        work += work_of(columns_of(block, cut, sizes)[2], cut, sizes)
-    return Cut(span, spans, each, cut.blocks, unit, row_tiles, sizes.groups * spans * work)
+        vectors += -(-columns_of(block, cut, sizes)[2] // sizes.lanes)
+    return Cut(span, spans, each, cut.blocks, unit, cut.units, sizes.groups * spans * vectors * cut.units)
 
 
 @helper
@@ -178,23 +180,6 @@ def columns_of(block, cut, sizes):
         column = max(min(inner, sizes.inner_end), ZERO) if block > 0 else ZERO
         end = min(inner + sizes.width, sizes.inner_end) if block < cut.each - 1 else cut.span
     return group, item * sizes.item_columns + column, end - column
-
-
-@helper
-def work_of(columns, cut, sizes):
-    """What all rows of a block of so many columns take."""
-    return -(-columns // sizes.lanes) * -(-cut.rows // cut.unit)
-
-
-@helper
-def rows_of(before, columns, cut, sizes, worker, workers):
-    """The tiles of a block that are a worker's, from one up to another, and the work of this and all blocks before."""
-    if workers == 1:
-        return ZERO, cut.rows, before
-    vectors = -(-columns // sizes.lanes)
-    begin = (max(worker * cut.work // workers - before, ZERO) // vectors) * cut.unit
-    end = (max((worker + 1) * cut.work // workers - before, ZERO) // vectors) * cut.unit
-    return min(begin, cut.rows), min(end, cut.rows), before + work_of(columns, cut, sizes)
 
 
 @helper

@@ -17,7 +17,7 @@ from numba import prange
 
 from .compilation import helper, kernel, task
 from .intrinsics import address_of, call_rows, call_task, record_of, release_gil, take_gil
-from .rows import add_samples, count_below, first_not_below, nothing_of, to_line
+from .rows import ZERO, add_samples, count_below, first_not_below, nothing_of, share_of, to_line
 from .target import LONGEST_STRETCH
 from .weight_layout import WEIGHT_SIZES
 
@@ -31,7 +31,7 @@ def product(
     grad_output, input, planes, shifts, taps, tiles, numbers, workers, long, task_at, offsets, scratch, sums, infinite,
     grad_weight, grad_bias,
 ):  # fmt: skip
-    """Workers share (group, block of strips, part of the rows) out evenly; other Python threads run in a `long` call.
+    """Workers share the rows of all blocks of strips out evenly; other Python threads run in a `long` call.
 
     `taps` is the tap of each (shift, plane), or -1; `tiles` are the addresses of the compiled tiles of 1, 2, .. vectors
     that store, and of those that add; `numbers` are a WeightSizes, which says where all lies in `scratch` (workers, -).
@@ -56,19 +56,22 @@ def share(
 ):  # fmt: skip
     """A worker's part of the groups, blocks and rows."""
     sizes = record_of(numbers, WEIGHT_SIZES)
-    rows, strip, groups, parts, pitch = sizes.rows, sizes.strip, sizes.groups, sizes.parts, sizes.pitch
+    rows, strip, pitch = sizes.rows, sizes.strip, sizes.pitch
     batch, in_channels, length = input.shape
     group_channels = grad_weight.shape[1]
-    group_rows = in_channels // groups
-    all_strips = -(-group_channels // strip)
-    blocks = -(-all_strips // sizes.strips)
+    group_rows = in_channels // sizes.groups
+    width = sizes.strips * strip  # channels of a block
+    blocks = -(-group_channels // width)
     terms = batch * length
     row_size = shifts.size * (sizes.together // strip) * pitch
     item_rows = length + shifts[shifts.size - 1]
     size = scratch.itemsize
     strip_size = sizes.slab_rows * pitch
     row_tiles = -(-group_rows // rows)
-    pieces = groups * blocks * parts
+    before = work = ZERO
+    for first in range(0, group_channels, width):
+        work += vectors_of(min(width, group_channels - first), planes.size, sizes)
+    work *= sizes.groups * row_tiles
     skipped = to_line(scratch[worker])  # every vector of a slab and of sums lies in one cache line
     own_scratch = scratch[worker, skipped:]
     slab, panel = own_scratch[: sizes.panel_at], own_scratch[sizes.panel_at : sizes.tile_at]
@@ -79,12 +82,15 @@ def share(
         slab[:] = 0  # the columns that no channel fills: their sums are dropped, but subnormal ones would take long
     total = sums[worker, to_line(sums[worker]) :]
     check = infinite.dtype.type(0)
-    for piece in range(worker * pieces // workers, (worker + 1) * pieces // workers):
-        group, block, part = piece // parts // blocks, piece // parts % blocks, piece % parts
-        first_channel = block * sizes.strips * strip
-        channels = min(sizes.strips * strip, group_channels - first_channel)
-        tile_begin, tile_end = part * row_tiles // parts, (part + 1) * row_tiles // parts
-        adds_up = grad_bias.size > 0 and part == 0
+    for block in range(sizes.groups * blocks):
+        group, first_channel = block // blocks, block % blocks * width
+        channels = min(width, group_channels - first_channel)
+        tile_begin, tile_end, before = share_of(
+            row_tiles, vectors_of(channels, planes.size, sizes), before, work, worker, workers
+        )
+        if tile_begin == tile_end:
+            continue
+        adds_up = grad_bias.size > 0 and tile_begin == 0
         if adds_up:
             own_scratch[sizes.bias_at : sizes.totals_at] = 0
         for begin in range(tile_begin, tile_end, sizes.waiting):
@@ -135,6 +141,13 @@ def share(
             for c in range(channels):
                 grad_bias[group * group_channels + first_channel + c] = own_scratch[sizes.totals_at + c]
     infinite[worker] = check
+
+
+@helper
+def vectors_of(channels, planes, sizes):
+    """Vectors of the columns of so many channels."""
+    whole = channels // sizes.strip
+    return whole * (sizes.pitch // sizes.lanes) + -(-(channels - whole * sizes.strip) * planes // sizes.lanes)
 
 
 @helper

@@ -5,7 +5,6 @@ the stretches of time decide in which order an element is summed, and they depen
 """
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from ..geometry import Plan
 from . import microkernels, moves, row_sums, target
 from .layout import BLOCK, record
+from .rows import share_of
 from .tile_shapes import tile_shape, tile_vectors
 
 STRETCH = 512  # terms of time that a tile sums up, at most
@@ -22,6 +22,7 @@ STORED_BYTES = 128 * 1024  # of sums that wait for nothing but to be stored, nea
 MOST_BYTES = 6 * 1024 * 1024  # of a slab and the sums of a tile's rows
 MOST_ROWS = 16  # of a tile on any machine
 WIDEST_STRIP = 4  # full tiles
+MANY_BLOCKS = 4  # of a worker, from which it hardly matters where the last one is cut
 FEWER_VECTORS = 0.8  # part of the vectors at which samples are better packed once for each tap than for each shift
 # what packing takes in time: a run of planes and each of them, and an input
 RUN_COST, SAMPLE_COST, INPUT_COST = 1.5, 0.1, 0.4
@@ -36,7 +37,6 @@ class WeightSizes(NamedTuple):
     block: int  # terms of a partial sum
     stretch: int  # terms of a tile
     groups: int
-    parts: int  # that the rows are cut into, for the workers
     waiting: int  # tiles of rows whose sums wait together while time passes
     strip: int  # output channels whose planes lie side by side in a slab
     pitch: int  # of a strip's rows
@@ -223,7 +223,7 @@ def weight_sizes(own: WeightLayout, plan: Plan, problem: WeightProblem) -> Weigh
     room = MOST_BYTES // itemsize // _column_size(own, problem, own.rows) // own.lanes * own.lanes
     strip = max(1, min(own.strip, room // len(own.planes)))
     pitch = -(-strip * len(own.planes) // own.lanes) * own.lanes
-    strips, parts, waiting = _shares(own, problem, strip, pitch)
+    strips, waiting = _shares(own, problem, strip, pitch)
     stored = strips
     if stretch == problem.batch * problem.length:  # then they are stored at once
         stored = max(1, min(strips, STORED_BYTES // itemsize // (own.rows * len(own.shifts) * pitch)))
@@ -240,7 +240,7 @@ def weight_sizes(own: WeightLayout, plan: Plan, problem: WeightProblem) -> Weigh
         places.append(places[-1] + size)
     panel_at, tile_at, start_at, bias_at, totals_at, row_at, end = places
     return WeightSizes(
-        lanes=own.lanes, rows=own.rows, block=BLOCK, stretch=stretch, groups=problem.groups, parts=parts,
+        lanes=own.lanes, rows=own.rows, block=BLOCK, stretch=stretch, groups=problem.groups,
         waiting=waiting, strip=strip, pitch=pitch, strips=strips, together=stored * strip, slab_rows=slab_rows,
         stride=plan.stride, crop_left=problem.crop_left, in_order=own.in_order,
         interleave=moves.moves.interleave(itemsize, own.lanes, own.rows),
@@ -253,8 +253,8 @@ def weight_sizes(own: WeightLayout, plan: Plan, problem: WeightProblem) -> Weigh
     )  # fmt: skip
 
 
-def _shares(own: WeightLayout, problem: WeightProblem, strip: int, pitch: int) -> tuple[int, int, int]:
-    """Strips of a block, parts that the rows are cut into, and tiles of rows whose sums wait together."""
+def _shares(own: WeightLayout, problem: WeightProblem, strip: int, pitch: int) -> tuple[int, int]:
+    """Strips of a block, and tiles of rows whose sums wait together."""
     groups, batch, length, row_channels, channels, workers, _, itemsize = problem
     row_tiles = -(-row_channels // own.rows)
     strips = -(-channels // strip)
@@ -265,20 +265,31 @@ def _shares(own: WeightLayout, problem: WeightProblem, strip: int, pitch: int) -
     def waiting(count: int) -> int:
         return 1 if at_once else max(1, SUMS_BYTES // itemsize // (sum_rows * count))
 
-    def packing(count: int) -> float:
-        """What it costs with so many strips a block: planes for all chunks of rows, inputs for all blocks."""
-        again = 1 if at_once else -(-row_tiles // waiting(count))
-        return (
-            again * channels * (RUN_COST + SAMPLE_COST * len(own.planes))
-            + -(-strips // count) * row_channels * INPUT_COST
-        )
+    def chunks(count: int, tiles: int) -> int:
+        """Of so many tiles of rows, for each of which planes are packed again."""
+        return 1 if at_once else -(-tiles // waiting(count))
 
-    blocks = -(-strips // min(range(1, most + 1), key=packing))
-    step = workers // math.gcd(groups, workers)
-    even = -(-blocks // step) * step  # so many that workers have equally many
-    block_strips = -(-strips // (even if even <= strips else blocks))
-    tasks = groups * -(-strips // block_strips)
-    parts = 1 if tasks >= 4 * workers else min(row_tiles, workers // math.gcd(tasks, workers))
-    part_tiles = -(-row_tiles // parts)
-    chunks = -(-part_tiles // waiting(block_strips))
-    return block_strips, parts, 1 if at_once else -(-part_tiles // chunks)
+    def packing(count: int) -> float:
+        """What it costs the slowest worker with so many strips a block.
+
+        Planes for all its chunks of rows, and inputs for all its blocks, of which two workers may share one.
+        """
+        widths = [min(count * strip, channels - first) for first in range(0, channels, count * strip)]
+        planes = [width * (RUN_COST + SAMPLE_COST * len(own.planes)) for width in widths]
+        if groups * len(widths) >= MANY_BLOCKS * workers:  # of which each has as many
+            return sum(chunks(count, row_tiles) * own + row_channels * INPUT_COST for own in planes) * groups / workers
+        vectors = [-(-width * len(own.planes) // own.lanes) for width in widths]
+        work = groups * row_tiles * sum(vectors)
+        costs = [0.0] * workers
+        for worker in range(workers):
+            before = 0
+            for each, own_planes in zip(vectors * groups, planes * groups, strict=True):
+                begin, end, before = share_of.py_func(row_tiles, each, before, work, worker, workers)
+                if end > begin:
+                    costs[worker] += chunks(count, end - begin) * own_planes + (end - begin) * own.rows * INPUT_COST
+        return max(costs)
+
+    evenest = {-(-strips // count): count for count in range(most, 0, -1)}  # for each number of blocks
+    block_strips = min(evenest.values(), key=packing)
+    tiles = min(row_tiles, -(-groups * -(-strips // block_strips) * row_tiles // workers))  # of a worker in a block
+    return block_strips, 1 if at_once else -(-tiles // chunks(block_strips, tiles))
