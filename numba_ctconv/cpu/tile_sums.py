@@ -245,11 +245,15 @@ def start_tiles(start, width, first, tiles, count, bias, sizes, phases, group):
 
 @part
 def start_from(start, bias, sizes, channel, channels):
-    """What the rows of a tile start from, negated as the tiles take it."""
+    """What the rows of a tile start from, negated as the tiles take it, and never -0, to which -0 would add up to -0.
+
+    Whether products that are too small to be held add up to 0 or to -0 depends on what zeros are met beside them.
+    """
+    nothing = start.dtype.type(0)
     for c in range(sizes.tile_channels):
-        value = -bias[channel + c] if c < channels and bias.size > 0 else start.dtype.type(0)
+        value = bias[channel + c] if c < channels and bias.size > 0 else nothing
         for m in range(c * sizes.tile_phases, (c + 1) * sizes.tile_phases):
-            start[m] = value
+            start[m] = -(value + nothing)
 
 
 @helper

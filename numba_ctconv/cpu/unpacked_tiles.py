@@ -119,11 +119,11 @@ class UnpackedTile(Emitter):
         return min((2 * TERMS if fits else TERMS) // self.taps, MOST_CHANNELS)
 
     def start(self, given):
-        """Begin all totals with the bias; without one, with what leaves any sum as it is."""
+        """Begin all totals with the bias, or with 0, but never with -0."""
         builder = self.builder
         channels = [self.channel_of(lane) for lane in range(self.lanes)]
         none = builder.icmp_signed("==", given.bias, I64(0))
-        bias, step = (builder.select(none, *pair) for pair in ((self.places[1], given.bias), (I64(0), given.bias_step)))
+        bias, step = (builder.select(none, *pair) for pair in ((self.places[0], given.bias), (I64(0), given.bias_step)))
         with self.loop(given.vectors, I64(1)) as vector:
             first = builder.mul(vector.index, I64(channels[-1] + 1))
             value = ir.Constant(self.vector, ir.Undefined)
@@ -131,7 +131,7 @@ class UnpackedTile(Emitter):
                 at = builder.add(bias, builder.mul(builder.add(first, I64(c)), step))
                 scalar = builder.load(builder.inttoptr(at, self.element.as_pointer()), align=self.size)
                 value = builder.insert_element(value, scalar, I32(c))
-            value = self.permuted(value, value, channels)
+            value = builder.fadd(self.permuted(value, value, channels), self.zero())
             with self.loop(given.columns, I64(1)) as column:
                 place = builder.add(vector.index, builder.mul(column.index, given.vectors))
                 self.store(value, self.element_at(given.totals, builder.mul(place, I64(self.lanes))))
