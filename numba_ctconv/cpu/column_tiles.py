@@ -33,8 +33,8 @@ def column_tile(
 
     It starts from start[tile·width + m], or where `start` is 0 from what is there, and stores
     out[(c·tiles + tile)·width + m], not interleaved, where `width` is that of panel_width and `tiles` are few_tiles.
-    Where terms are `paired` and `columns` below 0, there are as many, in which terms meet what columns_met says.
     So many of these are `given`; what the others store is of no consequence, as is what is read beyond the rows.
+    Where terms are `paired` and `columns` below 0, there are as many, in which terms meet what columns_met says.
     """
 
     def codegen(context, builder, signature, args):

@@ -75,10 +75,9 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
     work = ZERO
     for block in range(cut.blocks):
         group, column, columns = columns_of(block, cut, sizes)
-        begin, end, work = share_of(cut.units, -(-columns // sizes.lanes), work, cut.work, worker, workers)
-        if begin == end:
+        row_begin, row_end, work = rows_of(columns, row_tiles, work, cut, sizes, worker, workers)
+        if row_begin == row_end:
             continue
-        row_begin, row_end = begin * cut.unit, min(end * cut.unit, row_tiles)
         block_at, block_offsets, strip_width = block_of(
             source, planes, sizes, panel_sizes, group, column, columns, terms, slab, scratch
         )
@@ -119,10 +118,9 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     work = ZERO
     for block in range(cut.blocks):
         group, column, columns = columns_of(block, cut, sizes)
-        begin, end, work = share_of(cut.units, -(-columns // sizes.lanes), work, cut.work, worker, workers)
-        if begin == end:
+        row_begin, row_end, work = rows_of(columns, row_tiles, work, cut, sizes, worker, workers)
+        if row_begin == row_end:
             continue
-        row_begin, row_end = begin * cut.unit, min(end * cut.unit, row_tiles)
         block_at, block_offsets, _ = block_of(
             source, planes, sizes, panel_sizes, group, column, columns, terms, slab, scratch
         )
@@ -180,6 +178,13 @@ def columns_of(block, cut, sizes):
         column = max(min(inner, sizes.inner_end), ZERO) if block > 0 else ZERO
         end = min(inner + sizes.width, sizes.inner_end) if block < cut.each - 1 else cut.span
     return group, item * sizes.item_columns + column, end - column
+
+
+@helper
+def rows_of(columns, row_tiles, work, cut, sizes, worker, workers):
+    """The tiles of a block of so many columns that are a worker's, from one up to another, and the work so far."""
+    begin, end, work = share_of(cut.units, -(-columns // sizes.lanes), work, cut.work, worker, workers)
+    return min(begin * cut.unit, row_tiles), min(end * cut.unit, row_tiles), work
 
 
 @helper
