@@ -75,16 +75,30 @@ def test_moves_part_short_rows(dtype, planes, first, stop, columns):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("planes", [1, 2, 3, 5, 8, 12])
+@pytest.mark.parametrize("over", [0, 1, -1])
+def test_moves_part_strips(dtype, planes, over):
+    """Of three rows and four strips of 2 vectors, each of which holds so many columns more of the next one."""
+    size = np.dtype(dtype).itemsize
+    strip = 2 * (target.vector_bytes() // size)
+    count = strip + over
+    source = np.random.default_rng(0).standard_normal((3, (4 * strip + 1) * planes + 2)).astype(dtype)
+    parted = np.full((4, 3, planes, count + 2), np.nan, dtype)
+    strips = [source.ctypes.data + size, source.strides[0], 3, 4, strip * planes * size]
+    steps = [parted.strides[1], parted.strides[2], parted.strides[0], count]
+    values = np.array([*strips, parted.ctypes.data, *steps], np.int64)
+    call(moves.moves.part_strips(size, strip // 2, planes), values.ctypes.data)
+    for s in range(4):
+        own = source[:, 1 + s * strip * planes :][:, : count * planes].reshape(3, count, planes)
+        np.testing.assert_array_equal(parted[s, :, :, :count], own.transpose(0, 2, 1))
+    assert np.isnan(parted[:, :, :, count:]).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 8, 12])
-def test_moves_deinterleave_and_transpose(dtype, rows):
+def test_moves_transpose(dtype, rows):
     size = np.dtype(dtype).itemsize
     lanes = target.vector_bytes() // size
-    source = np.random.default_rng(0).standard_normal((3 * lanes, rows)).astype(dtype)
-    parted = np.full((rows, 5 * lanes), np.nan, dtype)
-    move = moves.moves.deinterleave(size, lanes, rows)
-    call(move, source.ctypes.data, 0, 3 * lanes, parted.ctypes.data, 5 * lanes)
-    np.testing.assert_array_equal(parted[:, : 3 * lanes], source.T)
-    assert np.isnan(parted[:, 3 * lanes :]).all()
     square = np.random.default_rng(1).standard_normal((lanes, 2 * lanes + 3)).astype(dtype)
     transposed = np.full((2 * lanes, lanes + rows), np.nan, dtype)
     steps = square.strides[0], 2 * lanes

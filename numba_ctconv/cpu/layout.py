@@ -90,7 +90,7 @@ class PanelSizes(NamedTuple):
     pack_whole: int  # likewise, where those of all taps lie side by side; or 0
     interleave: int  # and of that for tiles whose terms lie in a row for each channel, or 0
     lay_out: int  # and of the moves of the runs that a tile leaves, and
-    deinterleave: int  # of the planes of a period of a source; or 0
+    part_strips: int  # of the planes of a period of a source, strip by strip; or 0
     part_rows: int  # and of those of short rows, with zeros around; or 0
     copy_rows: int  # and of short rows; or 0
     pack_slab: int  # address of what packs a block of columns,

@@ -57,29 +57,42 @@ def interleave(typingctx, double, lanes, rows, source, source_step, count, targe
 
 
 @intrinsic(prefer_literal=True)
-def deinterleave(typingctx, double, lanes, rows, source, source_step, count, target, target_step):
-    """Emit target[m·target_step + t] = source[t·rows + m] for t below count, a multiple of the lanes.
+def part_strips(typingctx, double, lanes, planes, values):
+    """Emit target[m·target_step + p·plane_step + s·target_strip + t] = source[m·source_step + s·strip + t·planes + p].
 
-    The step of the source is the number of rows, whatever is passed.
+    For p < planes, t < count, which is a vector's lanes or more, and all strips s of all rows m. `values` is the
+    address of: source, its step, the number of rows m, the number of strips, the distance of theirs in the source,
+    target, its step, that of its planes, that of its strips, count. All steps and distances are in bytes. A row of the
+    source is read on through all strips.
     """
 
     def codegen(context, builder, signature, args):
-        source, _, count, target, target_step = args[3:]
         emit = Emitter(builder, double.literal_value, lanes.literal_value)
-        streams = range(rows.literal_value)
-        with emit.loop(count, I64(emit.lanes)) as loop:
-            start = emit.element_at(source, builder.mul(loop.index, I64(len(streams))))
-            at = [emit.element_at(start, I64(v * emit.lanes)) for v in streams]
-            # the samples after these: a strip of a slab is followed by the next one, when many other rows have been met
-            ahead = builder.mul(count, I64(len(streams) * emit.size))
-            for address in at:
-                emit.prefetch(builder.add(address, ahead), write=False)
-            vectors = [emit.load(address) for address in at]
-            for m, value in enumerate(emit.deinterleaved(vectors)):
-                emit.store(value, emit.element_at(target, builder.add(loop.index, builder.mul(target_step, I64(m)))))
+        streams = range(planes.literal_value)
+        (
+            source, source_step, rows, strips, source_strip, target, target_step, plane_step, target_strip, count,
+        ) = emit.given(args[3], 10)  # fmt: skip
+        last = builder.sub(count, I64(emit.lanes))
+        with emit.loop(rows, I64(1)) as row, emit.loop(strips, I64(1)) as strip:
+            start = builder.add(
+                builder.add(source, builder.mul(row.index, source_step)), builder.mul(strip.index, source_strip)
+            )
+            own_target = builder.add(
+                builder.add(target, builder.mul(row.index, target_step)), builder.mul(strip.index, target_strip)
+            )
+            with emit.loop(count, I64(emit.lanes)) as loop:
+                # the last vector ends with the strip, and stores again what the one before it has stored
+                t = builder.select(builder.icmp_signed("<", loop.index, last), loop.index, last)
+                first = emit.element_at(start, builder.mul(t, I64(len(streams))))
+                at = [emit.element_at(first, I64(v * emit.lanes)) for v in streams]
+                for address in at:
+                    emit.prefetch(builder.add(address, source_step), write=False)
+                for p, value in enumerate(emit.deinterleaved([emit.load(address) for address in at])):
+                    to = emit.element_at(own_target, t)
+                    emit.store(value, builder.add(to, builder.mul(plane_step, I64(p))))
         return context.get_dummy_value()
 
-    return types.void(double, lanes, rows, *[types.int64] * 5), codegen
+    return types.void(double, lanes, planes, types.int64), codegen
 
 
 @intrinsic(prefer_literal=True)
@@ -226,9 +239,9 @@ class CompiledMoves:
         """The address of the move that interleaves so many rows."""
         return self._address(_compile_interleave, int(itemsize == 8), lanes, rows)
 
-    def deinterleave(self, itemsize: int, lanes: int, rows: int) -> int:
-        """The address of the move that parts so many interleaved rows; 0 where they are too many for registers."""
-        return self._address(_compile_deinterleave, int(itemsize == 8), lanes, rows) if rows <= MOST_ROWS else 0
+    def part_strips(self, itemsize: int, lanes: int, planes: int) -> int:
+        """The address of the move that parts rows into planes, strip by strip; 0 where registers hold too few."""
+        return self._address(_compile_part_strips, int(itemsize == 8), lanes, planes) if planes <= MOST_ROWS else 0
 
     def part_rows(self, itemsize: int, planes: int) -> int:
         """The address of the move that parts short rows, with zeros around, into so many planes.
@@ -286,11 +299,11 @@ def _compile_interleave(double: int, lanes: int, rows: int) -> Any:
     return emitted_function(function, SIGNATURE, f"moves.interleave-{double}-{lanes}-{rows}")
 
 
-def _compile_deinterleave(double: int, lanes: int, rows: int) -> Any:
-    def function(source, source_step, count, target, target_step):
-        deinterleave(double, lanes, rows, source, source_step, count, target, target_step)
+def _compile_part_strips(double: int, lanes: int, planes: int) -> Any:
+    def function(values):
+        part_strips(double, lanes, planes, values)
 
-    return emitted_function(function, SIGNATURE, f"moves.deinterleave-{double}-{lanes}-{rows}")
+    return emitted_function(function, ROWS_SIGNATURE, f"moves.part_strips-{double}-{lanes}-{planes}")
 
 
 def _compile_transpose(double: int, lanes: int) -> Any:

@@ -33,19 +33,40 @@ def pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab):
     while done < end:  # an item's columns after the other's, counted from `lead` before the first
         run_end = min(done + sizes.item_columns - at, end) if item < source.shape[0] else end
         first = (sizes.q_first - lead + at - done) * step_in - sizes.crop_in  # the sample of plane 0 at column 0
-        for s in range(first_not_below(done - pitch + 1, strip), min(-(-run_end // strip), strips)):
+        begin, end_of_run = first_not_below(done - pitch + 1, strip), min(-(-run_end // strip), strips)
+        whole_begin, whole_end = whole_strips(source, planes, sizes, panel_sizes, item, first, done, run_end)
+        s = begin
+        while s < end_of_run:
+            together = whole_end - s if whole_begin <= s < whole_end else 1
             pack_run(
                 source, planes, sizes, panel_sizes, item, group, first, max(done, s * strip),
-                min(run_end, s * strip + pitch), s * (rows * pitch - strip), slab,
+                min(run_end, s * strip + pitch), together, s * (rows * pitch - strip), slab,
             )  # fmt: skip
+            s += together
         done = run_end
         item += 1
         at = 0
 
 
 @helper
-def pack_run(source, planes, sizes, panel_sizes, item, group, first, begin, end, strip_at, slab):
-    """The planes of a group's channels at the columns from `begin` to `end`, of an item alone."""
+def whole_strips(source, planes, sizes, panel_sizes, item, first, begin, end):
+    """Of the columns from `begin` to `end`, the strips all of whose samples are there, that a move takes together."""
+    step_in, last = sizes.step_in, first + planes[planes.size - 1]
+    if panel_sizes.part_strips == 0 or item >= source.shape[0] or source.strides[2] != source.itemsize:
+        return 0, 0
+    inside = max(begin, first_not_below(-first - planes[0], step_in))
+    inside_end = count_below(source.shape[2] - last, step_in, end)
+    return first_not_below(inside, sizes.strip), (inside_end - sizes.pitch + sizes.strip) // sizes.strip
+
+
+@helper
+def pack_run(
+    source, planes, sizes, panel_sizes, item, group, first, begin, end, strips, strip_at, slab
+):  # fmt: skip
+    """The planes of a group's channels at the columns from `begin` to `end` of a strip, of an item alone.
+
+    Or of several strips, whose columns all are that item's, and of those samples that are there.
+    """
     step_in, lanes, size, length, pitch = sizes.step_in, sizes.lanes, slab.itemsize, source.shape[2], sizes.pitch
     channels = source.shape[1] // sizes.groups
     channel = group * channels
@@ -53,39 +74,34 @@ def pack_run(source, planes, sizes, panel_sizes, item, group, first, begin, end,
     there = item < source.shape[0]  # after the last item come zeros
     source_at = address_of(source) + item * source.strides[0] + channel * source.strides[1]
     short = SHORT_ROW if step_in == 1 else SHORT_PARTED
+    row_size = planes.size * pitch * size
     for p in range(0, planes.size, step_in):  # those of a period of the step lie side by side
         together = contiguous and p + step_in <= planes.size
         start = first + planes[p]  # the sample at column 0
-        if together and panel_sizes.part_rows != 0 and end - begin <= short * lanes:
+        if together and strips == 1 and panel_sizes.part_rows != 0 and end - begin <= short * lanes:
             sample = start + begin * step_in
             to = address_of(slab) + (strip_at + p * pitch + begin) * size
             call_rows(
                 panel_sizes.part_rows,
                 (source_at + sample * size, source.strides[1], -sample, length - sample if there else -sample, channels,
-                 to, planes.size * pitch * size, pitch * size, end - begin),
+                 to, row_size, pitch * size, end - begin),
             )  # fmt: skip
             continue
         moved, moved_end = begin, begin  # the columns of which a move parts all planes
-        if together and there and step_in > 1 and panel_sizes.deinterleave != 0:
+        if together and there and panel_sizes.part_strips != 0 and (step_in > 1 or strips > 1):
             moved = max(begin, first_not_below(-start, step_in))
             moved_end = count_below(length - start - step_in + 1, step_in, end)
             if moved_end - moved < lanes:
                 moved, moved_end = begin, begin
-            whole = (moved_end - moved) // lanes * lanes
-            for c in range(channels if whole > 0 else 0):
-                row, at = source_at + c * source.strides[1], strip_at + (c * planes.size + p) * pitch
-                call_task(
-                    panel_sizes.deinterleave,
-                    (row + (start + moved * step_in) * size, step_in, whole,
-                     address_of(slab) + (at + moved) * size, pitch),
+            else:
+                call_rows(
+                    panel_sizes.part_strips,
+                    (source_at + (start + moved * step_in) * size, source.strides[1], channels, strips,
+                     sizes.strip * step_in * size, address_of(slab) + (strip_at + p * pitch + moved) * size, row_size,
+                     pitch * size, channels * row_size, moved_end - moved),
                 )  # fmt: skip
-                if whole < moved_end - moved:  # the last vector, where the columns end
-                    last = moved_end - lanes
-                    call_task(
-                        panel_sizes.deinterleave,
-                        (row + (start + last * step_in) * size, step_in, lanes,
-                         address_of(slab) + (at + last) * size, pitch),
-                    )  # fmt: skip
+            if moved == begin and moved_end == end:
+                continue
         for own in range(p, min(p + step_in, planes.size)):
             pack_plane(
                 source, sizes, item, channel, channels, first + planes[own], begin, end, moved,

@@ -131,9 +131,7 @@ def _numbers(own: Layout) -> Any:
         else 0,
         interleave=moves.moves.interleave(size, own.lanes, own.rows) if own.step_out == 1 else 0,
         lay_out=moves.moves.lay_out(size, own.tile_phases),
-        deinterleave=moves.moves.deinterleave(size, own.lanes, own.step_in)
-        if own.step_in > 1 and own.whole_periods
-        else 0,
+        part_strips=moves.moves.part_strips(size, own.lanes, own.step_in) if own.whole_periods else 0,
         part_rows=moves.moves.part_rows(size, own.step_in) if own.whole_periods else 0,
         copy_rows=moves.moves.copy_rows(size),
         pack_slab=packing.pack_slab.address(dtype),
