@@ -66,12 +66,16 @@ class Tile(Emitter):
         self.shape = shape
 
     def write(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):
+        self.ask_for(out, channel_stride)
+        self.keep(self.total(panel, slab, offsets, terms, block, start, sums), out, channel_stride)
+
+    def ask_for(self, out, channel_stride):
+        """Ask for the memory of a tile's target, which it will write."""
         builder, shape = self.builder, self.shape
         for channel in range(shape.rows // shape.phases):
             at = builder.mul(channel_stride, I64(channel))
             for k in range(shape.slots * shape.vectors + 1):
                 self.prefetch(self.element_at(out, builder.add(at, I64(k * shape.lanes))), write=True)
-        self.keep(self.total(panel, slab, offsets, terms, block, start, sums), out, channel_stride)
 
     def keep(self, total, out, channel_stride):
         """Store a tile."""

@@ -51,6 +51,8 @@ class TileRow(Tile):
         """One block of terms of one tile, which is stored from element `place` of `out` on."""
         builder, shape = self.builder, self.shape
         begins, ends = (builder.icmp_signed("!=", address, I64(0)) for address in (start, out))
+        with builder.if_then(builder.and_(ends, builder.not_(begins))):  # a tile of one block soon stores: in vain
+            self.ask_for(self.element_at(out, place), channel_stride)
         partial = self.block(panel, slab, offsets, I64(0), terms)
         first, later, following = (builder.append_basic_block(f"row.{name}") for name in ("first", "later", "next"))
         builder.cbranch(begins, first, later)
