@@ -110,12 +110,12 @@ def test_a_tile_is_the_product_of_shifted_rows(rows, terms):
     start = rng.integers(-4, 5, rows).astype(np.float32)
     columns = 2 * lanes
     expected = -start[:, None] + panel.T @ slab[offsets[:, None] + np.arange(columns)]
-    for adds in (0, 1):
+    for adds, ahead in ((0, 0), (1, 0), (0, slab.ctypes.data), (1, 8)):  # what is asked for need not exist
         sums, out = np.full(rows * columns, np.nan, np.float32), np.ones((rows, columns), np.float32)
         address = microkernels.tiles(size, lanes, rows, 2, 1, 1, adds=bool(adds))[1]
         arrays = (panel, slab, offsets)
         pointers = [a.ctypes.data for a in arrays]
-        call(address, *pointers, terms, 32, start.ctypes.data, sums.ctypes.data, out.ctypes.data, columns)
+        call(address, *pointers, terms, 32, start.ctypes.data, sums.ctypes.data, out.ctypes.data, columns, ahead)
         np.testing.assert_array_equal(out, expected + adds)
 
 

@@ -13,8 +13,8 @@ from numba.extending import intrinsic
 
 from ..forks import compiling
 from . import target
-from .emitter import I64, Emitter, emitted_function
-from .microkernels import PANEL_AHEAD, SIGNATURE
+from .emitter import I64, TILE_SIGNATURE, Emitter, emitted_function
+from .microkernels import PANEL_AHEAD
 from .target import CACHE_LINE
 
 # Columns that a tile may have: what chunks of 1, 2, 4 and 8 samples reach, and the one that whole vectors leave over.
@@ -175,7 +175,7 @@ def _compile(double: int, lanes: int, rows: int, paired: int) -> Any:
         column_tile(double, lanes, rows, paired, panels, slab, offsets, terms, block, start, given, out, columns)
 
     with compiling:
-        return emitted_function(function, SIGNATURE, f"column_tiles.column_tile-{double}-{lanes}-{rows}-{paired}")
+        return emitted_function(function, TILE_SIGNATURE, f"column_tiles.column_tile-{double}-{lanes}-{rows}-{paired}")
 
 
 def column_tiles(itemsize: int, lanes: int, rows: int, *, paired: bool) -> int:

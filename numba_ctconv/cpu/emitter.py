@@ -18,6 +18,7 @@ from .compilation import INNER, Compiled, compiled
 from .target import CACHE_LINE
 
 I32, I64 = ir.IntType(32), ir.IntType(64)
+TILE_SIGNATURE = types.void(*[types.int64] * 9)  # of tiles that sum up a block of terms, or few columns
 ROWS_SIGNATURE = types.void(types.int64)  # of what takes more arguments than a call passes well: their address
 
 

@@ -26,14 +26,15 @@ from .target import CACHE_LINE
 
 TILES_AHEAD = 2  # that are computed before what is asked for of the slab is needed
 PANEL_AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
-# panel, slab, offsets, terms, block, start, sums, target, channel stride: addresses and counts, in elements
-SIGNATURE = types.void(*[types.int64] * 9)
+LINES_ASKED = 16  # of the cache, with each block of terms: as many as may be on their way at a time
+# panel, slab, offsets, terms, block, start, sums, target, channel stride, ahead: addresses and counts, in elements
+SIGNATURE = types.void(*[types.int64] * 10)
 
 
 @intrinsic(prefer_literal=True)
 def tile(
     typingctx, double, lanes, rows, vectors, phases, slots, adds, panel, slab, offsets, terms, block, start, sums, out,
-    step,
+    step, ahead,
 ):  # fmt: skip
     """Emit a register tile; the first seven arguments are compile-time integers, the others those of SIGNATURE."""
     shape = Shape(*(literal.literal_value for literal in (double, lanes, rows, vectors, phases, slots, adds)))
@@ -42,7 +43,7 @@ def tile(
         Tile(builder, shape).write(*args[7:])
         return context.get_dummy_value()
 
-    arguments = (double, lanes, rows, vectors, phases, slots, adds, *[types.int64] * 9)
+    arguments = (double, lanes, rows, vectors, phases, slots, adds, *[types.int64] * 10)
     return types.void(*arguments), codegen
 
 
@@ -65,9 +66,9 @@ class Tile(Emitter):
         super().__init__(builder, shape.double, shape.lanes)
         self.shape = shape
 
-    def write(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride):
+    def write(self, panel, slab, offsets, terms, block, start, sums, out, channel_stride, ahead):
         self.ask_for(out, channel_stride)
-        self.keep(self.total(panel, slab, offsets, terms, block, start, sums), out, channel_stride)
+        self.keep(self.total(panel, slab, offsets, terms, block, start, sums, ahead), out, channel_stride)
 
     def ask_for(self, out, channel_stride):
         """Ask for the memory of a tile's target, which it will write."""
@@ -94,10 +95,11 @@ class Tile(Emitter):
             for place, value in zip(places, self.interleaved(streams), strict=True):
                 self.store(builder.fadd(self.load(place), value) if shape.adds else value, place)
 
-    def total(self, panel, slab, offsets, terms, block, start, sums):
+    def total(self, panel, slab, offsets, terms, block, start, sums, ahead):
         """What a tile starts from and the partial sums of its blocks, added up in order.
 
-        It waits in memory while a block is summed up, but neither before the first nor after the last.
+        It waits in memory while a block is summed up, but neither before the first nor after the last. Each block asks
+        for some memory from `ahead` on, if that is not 0.
         """
         builder, shape = self.builder, self.shape
         names = ("head", "first", "later", "next", "wait", "none", "done")
@@ -107,10 +109,14 @@ class Tile(Emitter):
         builder.cbranch(some, head, none)
 
         builder.position_at_end(head)
-        begin = builder.phi(I64)
+        begin, asked = builder.phi(I64), builder.phi(I64)
         begin.add_incoming(I64(0), before)
+        asked.add_incoming(ahead, before)
         after = builder.add(begin, block)
         end = builder.select(builder.icmp_signed("<", after, terms), after, terms)
+        with builder.if_then(builder.icmp_signed("!=", ahead, I64(0))):
+            for k in range(LINES_ASKED):
+                self.prefetch(builder.add(asked, I64(k * CACHE_LINE)), write=False)
         partial = self.block(panel, slab, offsets, begin, end)
         builder.cbranch(builder.icmp_signed("==", begin, I64(0)), first, later)
 
@@ -127,6 +133,7 @@ class Tile(Emitter):
             for v in range(shape.vectors):
                 self.store(total[m][v], self.sum_at(sums, m, v))
         begin.add_incoming(end, builder.block)
+        asked.add_incoming(builder.add(asked, I64(LINES_ASKED * CACHE_LINE)), builder.block)
         builder.branch(head)
 
         builder.position_at_end(none)
@@ -168,8 +175,8 @@ class Tile(Emitter):
         x = [self.load(self.element_at(slab, builder.add(offset, I64(v * shape.lanes)))) for v in range(shape.vectors)]
         # what a later tile will load: a row that is read in place is new to the caches at its first tile
         for k in range(0, shape.vectors * shape.lanes, CACHE_LINE // self.size):
-            ahead = builder.add(offset, I64(TILES_AHEAD * shape.vectors * shape.lanes + k))
-            self.prefetch(self.element_at(slab, ahead), write=False)
+            later = builder.add(offset, I64(TILES_AHEAD * shape.vectors * shape.lanes + k))
+            self.prefetch(self.element_at(slab, later), write=False)
         total = []
         for m, (weights, place) in enumerate(self.weights(panel, r)):
             w = self.broadcast_at(weights, place)
@@ -225,10 +232,10 @@ tiles = CompiledTiles()
 
 
 def _compile(double: int, lanes: int, rows: int, vectors: int, phases: int, slots: int, adds: int) -> Any:
-    def function(panel, slab, offsets, terms, block, start, sums, out, channel_stride):
+    def function(panel, slab, offsets, terms, block, start, sums, out, channel_stride, ahead):
         tile(
             double, lanes, rows, vectors, phases, slots, adds, panel, slab, offsets, terms, block, start, sums, out,
-            channel_stride,
+            channel_stride, ahead,
         )  # fmt: skip
 
     return emitted_function(

@@ -11,8 +11,8 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..forks import compiling
-from .emitter import I64, emitted_function
-from .microkernels import PANEL_AHEAD, SIGNATURE, Shape, Tile
+from .emitter import I64, TILE_SIGNATURE, emitted_function
+from .microkernels import PANEL_AHEAD, Shape, Tile
 
 
 @intrinsic(prefer_literal=True)
@@ -119,7 +119,7 @@ def _compile_tall(double: int, lanes: int, rows: int, tiles: int, phases: int, s
 
     with compiling:
         return emitted_function(
-            function, SIGNATURE, f"tile_rows.tall_tile-{double}-{lanes}-{rows}-{tiles}-{phases}-{slots}"
+            function, TILE_SIGNATURE, f"tile_rows.tall_tile-{double}-{lanes}-{rows}-{tiles}-{phases}-{slots}"
         )
 
 
@@ -140,7 +140,7 @@ def _compile_row(double: int, lanes: int, rows: int, vectors: int, phases: int, 
 
     with compiling:
         return emitted_function(
-            function, SIGNATURE, f"tile_rows.tile_row-{double}-{lanes}-{rows}-{vectors}-{phases}-{slots}"
+            function, TILE_SIGNATURE, f"tile_rows.tile_row-{double}-{lanes}-{rows}-{vectors}-{phases}-{slots}"
         )
 
 

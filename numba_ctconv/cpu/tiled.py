@@ -24,9 +24,13 @@ from numba import prange
 from .compilation import helper, kernel, task
 from .intrinsics import address_of, borrowed, call_task, record_of, release_gil, store_integer, take_gil
 from .layout import PANEL_SIZES, SIZES
+from .microkernels import LINES_ASKED
 from .packing import lists_of, tiles_of
 from .rows import ZERO, nothing_of, share_of, to_line
-from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles, sum_unpacked
+from .target import CACHE_LINE
+from .tile_sums import Ahead, few_of, few_stored, sum_few, sum_tall, sum_tiles, sum_unpacked, tiles_across
+
+ASKED_BYTES = 640 * 1024  # of a slab, beside which the samples of the next block find room in the second-level cache
 
 
 @kernel("r3 r1 c1 n1 n1 i r4 c1 w3", nogil=False)
@@ -81,6 +85,8 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
         block_at, block_offsets, strip_width = block_of(
             source, planes, sizes, panel_sizes, group, column, columns, terms, slab, scratch
         )
+        across = tiles_across(columns, tiles, sizes)
+        ahead = ahead_of(source, planes, sizes, terms, block + 1, cut, (row_end - row_begin) * across)
         together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
         for begin in range(row_begin, row_end, together):
             end, first = min(begin + together, row_end), group * row_tiles + begin
@@ -96,7 +102,8 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
                 sum_tiles(
                     row_tile, min(sizes.group_tiles, end - row_tile), bias, sizes, phases, tiles, panel_sizes,
                     term_starts, panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets,
-                    strip_width, strip_size, group, column, columns, own, output,
+                    strip_width, strip_size, group, column, columns, ahead, (row_tile - row_begin) * across, own,
+                    output,
                 )  # fmt: skip
     keep_check(check, scratch, sizes, terms, workers, worker)
 
@@ -178,6 +185,31 @@ def columns_of(block, cut, sizes):
         column = max(min(inner, sizes.inner_end), ZERO) if block > 0 else ZERO
         end = min(inner + sizes.width, sizes.inner_end) if block < cut.each - 1 else cut.span
     return group, item * sizes.item_columns + column, end - column
+
+
+@helper
+def ahead_of(source, planes, sizes, terms, block, cut, tiles):
+    """What the last of so many tiles ask for, of a later block: the samples of the item where it begins.
+
+    Nothing where these would take the place of a slab in the second-level cache, or are read in place.
+    """
+    size, item_columns = source.itemsize, sizes.item_columns
+    nothing = Ahead(tiles, ZERO, ZERO, ZERO + 1, ZERO)
+    if sizes.in_place != 0 or sizes.slab_size * size > ASKED_BYTES or source.strides[2] != size:
+        return nothing
+    if block == cut.blocks or terms == 0:
+        return nothing
+    group, column, columns = columns_of(block, cut, sizes)
+    item, at = column // item_columns, column % item_columns
+    first = (sizes.q_first - sizes.lead + at) * sizes.step_in - sizes.crop_in + planes[0]
+    last = min(first + columns * sizes.step_in, source.shape[2])
+    first = max(first, ZERO)
+    if last <= first:
+        return nothing
+    channels, part = source.shape[1] // sizes.groups, -(-terms // sizes.block) * LINES_ASKED * CACHE_LINE
+    parts = -(-(last - first) * size // part)
+    row = address_of(source) + item * source.strides[0] + group * channels * source.strides[1] + first * size
+    return Ahead(max(tiles - channels * parts, ZERO), row, source.strides[1], parts, part)
 
 
 @helper

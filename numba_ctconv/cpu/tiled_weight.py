@@ -168,7 +168,7 @@ def add_stretch(
                      slab + s * strip_bytes + (shifts[h] * sizes.pitch + done * sizes.lanes) * size, offsets, terms,
                      sizes.block, nothing, tile_sums,
                      total + ((h * (sizes.together // sizes.strip) + s) * sizes.pitch + done * sizes.lanes) * size,
-                     row_size),
+                     row_size, 0),
                 )  # fmt: skip
 
 
