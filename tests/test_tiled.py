@@ -18,6 +18,7 @@ from numba_ctconv.cpu import (
     microkernels,
     panels,
     target,
+    tile_sums,
     tiled,
     tiled_weight,
     weight_layout,
@@ -117,6 +118,30 @@ def test_a_tile_is_the_product_of_shifted_rows(rows, terms):
         pointers = [a.ctypes.data for a in arrays]
         call(address, *pointers, terms, 32, start.ctypes.data, sums.ctypes.data, out.ctypes.data, columns, ahead)
         np.testing.assert_array_equal(out, expected + adds)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("kernel_size", [1, 2])
+@pytest.mark.parametrize("channels", [(2, 1), (2, 4), (16, 3)])
+def test_a_block_of_several_items_is_not_read_from_one(dtype, kernel_size, channels):
+    """Of much longer inputs than outputs, where the columns of an item are fewer than its samples."""
+    rng = np.random.default_rng(0)
+    for length in range(10, 101, 9):
+        x = rng.integers(-4, 5, (3, channels[0], length)).astype(dtype)
+        w = rng.integers(-4, 5, (*channels, kernel_size)).astype(dtype)
+        for cut in range(0, 2 * length - 3, 3):
+            for crops in ((0, cut), (cut, 0)):
+                y = nc.conv_transpose1d(x, w, stride=2, padding=crops, algorithm="tiled")
+                np.testing.assert_array_equal(y, reference.conv_transpose1d(x, w, stride=2, padding=crops))
+
+
+@pytest.mark.parametrize("first", [0, 5])
+def test_tiles_ask_once_for_each_part_of_the_next_block(first):
+    """Of seven rows of three parts, by the last of so many tiles; those before ask for nothing."""
+    ahead = tile_sums.Ahead(first, at=10_000, step=-500, parts=3, size=64)
+    asked = [tile_sums.asked_by.py_func(number, ahead) for number in range(first + 21)]
+    assert asked[:first] == [0] * first
+    assert sorted(asked[first:]) == sorted(10_000 - 500 * row + 64 * part for row in range(7) for part in range(3))
 
 
 @pytest.mark.parametrize("problem", layer_problems(core=True), ids=lambda p: p.name)

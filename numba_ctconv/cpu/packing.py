@@ -52,7 +52,9 @@ def pack_slab(source, planes, sizes, panel_sizes, group, column, columns, slab):
 def whole_strips(source, planes, sizes, panel_sizes, item, first, begin, end):
     """Of the columns from `begin` to `end`, the strips all of whose samples are there, that a move takes together."""
     step_in, last = sizes.step_in, first + planes[planes.size - 1]
-    if panel_sizes.part_strips == 0 or item >= source.shape[0] or source.strides[2] != source.itemsize:
+    if panel_sizes.part_strips == 0 or planes.size % step_in != 0:
+        return 0, 0
+    if item >= source.shape[0] or source.strides[2] != source.itemsize:
         return 0, 0
     inside = max(begin, first_not_below(-first - planes[0], step_in))
     inside_end = count_below(source.shape[2] - last, step_in, end)

@@ -325,10 +325,10 @@ def direct_source(source, sizes, group, column, columns):
     """The address of a block's first sample where all that its tiles load lies inside an item; else 0."""
     if sizes.in_place == 0:
         return 0
-    item = column // sizes.item_columns
-    first = sizes.q_first + column - item * sizes.item_columns - sizes.crop_in
+    item, at = column // sizes.item_columns, column % sizes.item_columns
+    first = sizes.q_first + at - sizes.crop_in
     end = first + -(-columns // sizes.lanes) * sizes.lanes + sizes.few_columns  # more than any tile loads
-    if first - sizes.lead < 0 or end + sizes.tail > source.shape[2]:
+    if at + columns > sizes.item_columns or first - sizes.lead < 0 or end + sizes.tail > source.shape[2]:
         return 0
     channel = group * (source.shape[1] // sizes.groups)
     return address_of(source) + item * source.strides[0] + channel * source.strides[1] + first * source.itemsize
