@@ -2,6 +2,7 @@
 
 import itertools
 
+import numba
 import numpy as np
 import pytest
 from calling import call
@@ -12,13 +13,13 @@ import numba_ctconv as nc
 from numba_ctconv import reference
 from numba_ctconv.benchmark.workloads import layer_problems
 from numba_ctconv.cpu import (
+    asking,
     blocks,
     column_tiles,
     layout,
     microkernels,
     panels,
     target,
-    tile_sums,
     tiled,
     tiled_weight,
     weight_layout,
@@ -111,7 +112,8 @@ def test_a_tile_is_the_product_of_shifted_rows(rows, terms):
     start = rng.integers(-4, 5, rows).astype(np.float32)
     columns = 2 * lanes
     expected = -start[:, None] + panel.T @ slab[offsets[:, None] + np.arange(columns)]
-    for adds, ahead in ((0, 0), (1, 0), (0, slab.ctypes.data), (1, 8)):  # what is asked for need not exist
+    nowhere = np.full(4, 8)  # what is asked for need not exist
+    for adds, ahead in itertools.product((0, 1), (0, nowhere.ctypes.data)):
         sums, out = np.full(rows * columns, np.nan, np.float32), np.ones((rows, columns), np.float32)
         address = microkernels.tiles(size, lanes, rows, 2, 1, 1, adds=bool(adds))[1]
         arrays = (panel, slab, offsets)
@@ -135,13 +137,30 @@ def test_a_block_of_several_items_is_not_read_from_one(dtype, kernel_size, chann
                 np.testing.assert_array_equal(y, reference.conv_transpose1d(x, w, stride=2, padding=crops))
 
 
-@pytest.mark.parametrize("first", [0, 5])
-def test_tiles_ask_once_for_each_part_of_the_next_block(first):
-    """Of seven rows of three parts, by the last of so many tiles; those before ask for nothing."""
-    ahead = tile_sums.Ahead(first, at=10_000, step=-500, parts=3, size=64)
-    asked = [tile_sums.asked_by.py_func(number, ahead) for number in range(first + 21)]
-    assert asked[:first] == [0] * first
-    assert sorted(asked[first:]) == sorted(10_000 - 500 * row + 64 * part for row in range(7) for part in range(3))
+@numba.njit
+def listed(list_at, row_at, step, rows, size, tiles, blocks):
+    """What so many tiles of so many blocks of terms take of the list of some rows: where it lies in the list."""
+    count = asking.list_rows(list_at, 0, row_at, step, rows, size)
+    asked = asking.asked_by_last(list_at, count, tiles, blocks)
+    return [asking.asked_by(number, asked) for number in range(tiles)]
+
+
+@pytest.mark.parametrize("tiles", [2, 3, 10])
+def test_the_last_tiles_ask_once_for_all_lines_of_the_next_rows(tiles):
+    """Three rows of a few bytes more than two addresses stand for, by tiles of four blocks."""
+    memory = np.zeros(9 + 4, np.int64)
+    list_at, row_at, step, blocks = memory.ctypes.data, 10**6, -5000, 4
+    taken = listed(list_at, row_at, step, 3, 2 * asking.BYTES_ASKED + 8, tiles, blocks)
+    assert taken[:-3] == [0] * (tiles - 3)
+    addresses = [memory[(at - list_at) // 8 :][:blocks] for at in taken[-3:]]
+    every = [row_at + row * step + k * asking.BYTES_ASKED for row in range(3) for k in range(3)]
+    assert np.concatenate(addresses).tolist() == (every + [list_at] * 3)[: tiles * blocks]
+
+
+def test_tiles_ask_for_nothing_where_nothing_is_listed():
+    memory = np.zeros(1, np.int64)
+    assert listed(memory.ctypes.data, 10**6, 64, 0, 64, 3, 2) == [0, 0, 0]
+    assert memory[0] == 0
 
 
 @pytest.mark.parametrize("problem", layer_problems(core=True), ids=lambda p: p.name)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Geometry
-from . import column_tiles, target, tiled, unpacked_tiles
+from . import asking, column_tiles, target, tiled, unpacked_tiles
 from .layout import BLOCK, SLAB_BYTES, Layout, Sizes
 from .panels import MOST_TOGETHER, Families, Family
 from .tile_sums import few_of, few_stored
@@ -28,6 +28,7 @@ LEAST_COPIED = 4  # times that many rows are read again and again, each on a pag
 LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
 FAR = 2  # times what a tile meets of an item, from which the terms that meet nothing are looked for
 NARROW = 2  # times a full tile's columns, up to which an item meets fewer terms in vain in a vector than in all of them
+ASKED_BYTES = 640 * 1024  # of a slab, beside which the samples of the next block find room in the second-level cache
 BLOCK_COST = 6  # columns that are multiplied out in the time that a block's panels take to come
 COPY_COST = 12  # rows of the product that a sample meets in the time in which it is copied for another tap
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
@@ -108,7 +109,9 @@ def call_of(family: Family, problem: Problem) -> Call:
         totals_size = -(-own.row_tiles // sizes.together) * sizes.together * own.most_sums
     made_size = sizes.together * (sizes.block_channels * own.taps or len(own.term_rows)) * own.rows
     made_size += own.beyond + line if made_size > 0 else 0
-    own_size = slab_size + totals_size + 2 * line + sums_size + staged + starts  # to begin at one, and where panels lie
+    list_size = list_size_of(own, sizes, slab_size)
+    # a line to begin at one, and one where panels lie
+    own_size = slab_size + totals_size + 2 * line + list_size + sums_size + staged + starts
     dtype = np.dtype(f"f{own.itemsize}")
     task, sum_blocks, unpacked, unpacked_columns = tiled.share.address(dtype), 0, 0, 0
     if own.takes_blocks and not problem.packed:  # the first call compiles what any length can need
@@ -116,12 +119,23 @@ def call_of(family: Family, problem: Problem) -> Call:
         task = by_blocks if sizes.block_channels > 0 else task
         unpacked, unpacked_columns = unpacked_of(own)
     sizes = sizes._replace(
-        slab_size=slab_size, totals_size=totals_size, made_size=made_size, sums_size=sums_size, starts=starts,
-        own_size=own_size, task=task, sum_blocks=sum_blocks, unpacked=unpacked, unpacked_columns=unpacked_columns,
+        slab_size=slab_size, totals_size=totals_size, made_size=made_size, list_size=list_size, sums_size=sums_size,
+        starts=starts, own_size=own_size, task=task, sum_blocks=sum_blocks, unpacked=unpacked,
+        unpacked_columns=unpacked_columns,
     )  # fmt: skip
     shared_size = 2 * len(own.term_rows) * 8 // own.itemsize
     worker_size = own_size + 1 + made_size
     return Call(family.numbers, np.array(sizes), shared_size, worker_size, made_size > 0, problem.long)
+
+
+def list_size_of(own: Layout, sizes: Sizes, slab_size: int) -> int:
+    """Elements of a list of the samples of a block, which tiles ask for; 0 if they don't."""
+    if sizes.in_place or slab_size * own.itemsize > ASKED_BYTES:
+        return 0
+    parts = -(-sizes.width * own.step_in * own.itemsize // asking.BYTES_ASKED)  # of a row of the source
+    count = own.slab_rows // len(own.planes) * parts + -(-len(own.term_rows) // BLOCK)
+    line = target.CACHE_LINE // own.itemsize
+    return -(-count * 8 // own.itemsize // line) * line
 
 
 def unpacked_of(own: Layout) -> tuple[int, int]:

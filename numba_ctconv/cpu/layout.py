@@ -71,6 +71,7 @@ class Sizes(NamedTuple):
     slab_size: int = 0  # of a worker, in elements
     totals_size: int = 0  # of the sums of all tiles of its part, likewise
     made_size: int = 0  # of the panels that it makes
+    list_size: int = 0  # of the list of what tiles ask for; 0 if they don't
     sums_size: int = 0  # of a tile or of a row of tiles, likewise
     starts: int = 0  # of what a few tiles start from
     own_size: int = 0  # of all scratch of a worker, likewise

@@ -21,12 +21,12 @@ from numba import types
 from numba.extending import intrinsic
 
 from ..forks import compiling
+from .asking import LINES_ASKED
 from .emitter import I64, Emitter, emitted_function, merged
 from .target import CACHE_LINE
 
 TILES_AHEAD = 2  # that are computed before what is asked for of the slab is needed
 PANEL_AHEAD = 4096  # bytes: time enough for memory, and a fraction of what the first-level cache holds
-LINES_ASKED = 16  # of the cache, with each block of terms: as many as may be on their way at a time
 # panel, slab, offsets, terms, block, start, sums, target, channel stride, ahead: addresses and counts, in elements
 SIGNATURE = types.void(*[types.int64] * 10)
 
@@ -99,7 +99,7 @@ class Tile(Emitter):
         """What a tile starts from and the partial sums of its blocks, added up in order.
 
         It waits in memory while a block is summed up, but neither before the first nor after the last. Each block asks
-        for some memory from `ahead` on, if that is not 0.
+        for what lies at the next of the addresses that lie at `ahead`, if that is not 0.
         """
         builder, shape = self.builder, self.shape
         names = ("head", "first", "later", "next", "wait", "none", "done")
@@ -109,12 +109,13 @@ class Tile(Emitter):
         builder.cbranch(some, head, none)
 
         builder.position_at_end(head)
-        begin, asked = builder.phi(I64), builder.phi(I64)
+        begin, listed = builder.phi(I64), builder.phi(I64)
         begin.add_incoming(I64(0), before)
-        asked.add_incoming(ahead, before)
+        listed.add_incoming(ahead, before)
         after = builder.add(begin, block)
         end = builder.select(builder.icmp_signed("<", after, terms), after, terms)
         with builder.if_then(builder.icmp_signed("!=", ahead, I64(0))):
+            asked = self.index_at(listed, I64(0))
             for k in range(LINES_ASKED):
                 self.prefetch(builder.add(asked, I64(k * CACHE_LINE)), write=False)
         partial = self.block(panel, slab, offsets, begin, end)
@@ -133,7 +134,7 @@ class Tile(Emitter):
             for v in range(shape.vectors):
                 self.store(total[m][v], self.sum_at(sums, m, v))
         begin.add_incoming(end, builder.block)
-        asked.add_incoming(builder.add(asked, I64(LINES_ASKED * CACHE_LINE)), builder.block)
+        listed.add_incoming(builder.add(listed, I64(8)), builder.block)
         builder.branch(head)
 
         builder.position_at_end(none)

@@ -4,33 +4,13 @@ Part of tiled.product. A worker's scratch memory holds, in this order: addresses
 of tiles, staging, and what tiles start from.
 """
 
-from typing import NamedTuple
-
+from .asking import asked_by
 from .column_tiles import COLUMNS, VECTORS
 from .compilation import helper, part
 from .intrinsics import address_of, call_rows, call_task, store_integer
 from .packing import side_by_side
 from .storing import direct_target, place_of, store_tiles
 from .target import CACHE_LINE, SUMS_BYTES
-
-
-class Ahead(NamedTuple):
-    """The samples of the next block, which tiles ask for while they sum up this one: rows, in parts."""
-
-    first: int  # of the tiles of a block, in the order in which they come, that asks
-    at: int  # address of the first row
-    step: int  # distance of two rows, in bytes
-    parts: int  # of a row
-    size: int  # of a part, in bytes: what a tile asks for
-
-
-@part
-def asked_by(number, ahead):
-    """The address from which on a tile asks for memory; or 0."""
-    if number < ahead.first:
-        return 0
-    row = (number - ahead.first) // ahead.parts
-    return ahead.at + row * ahead.step + (number - ahead.first - row * ahead.parts) * ahead.size
 
 
 @part
@@ -42,7 +22,7 @@ def tiles_across(columns, tiles, sizes):
 @helper
 def sum_tiles(
     first, count, bias, sizes, phases, tiles, panel_sizes, term_starts, panels_at, block_at, block_offsets, strip_width,
-    strip_size, group, column, columns, ahead, number, scratch, output,
+    strip_size, group, column, columns, asked, number, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a few tiles, from the `first` on, in all columns of a block; `number` tiles came before.
 
@@ -73,7 +53,7 @@ def sum_tiles(
         for t in range(count):
             sum_row(
                 first + t, bias, sizes, phases, tiles, panel_sizes, term_starts, panels_at + t * panel_bytes, block_at,
-                block_offsets, strip_width, strip_size, group, column, whole, ahead,
+                block_offsets, strip_width, strip_size, group, column, whole, asked,
                 number + t * tiles_across(columns, tiles, sizes), scratch, output,
             )  # fmt: skip
     if few > 0:
@@ -89,7 +69,7 @@ def sum_tiles(
 @helper
 def sum_row(
     row_tile, bias, sizes, phases, tiles, panel_sizes, term_starts, panel_at, block_at, block_offsets, strip_width,
-    strip_size, group, column, columns, ahead, number, scratch, output,
+    strip_size, group, column, columns, asked, number, scratch, output,
 ):  # fmt: skip
     """Compute the rows of a tile in whole vectors of columns."""
     lanes, rows, terms = sizes.lanes, sizes.rows, term_starts.size
@@ -127,7 +107,7 @@ def sum_row(
                 (panel_at, strip_at + (done - strip) * size, block_offsets, terms, sizes.block,
                  start_at, sums_at, target if target != 0 else address_of(staging),
                  output.strides[1] // size if target != 0 else span * sizes.slots,
-                 asked_by(number + done // full, ahead)),
+                 asked_by(number + done // full, asked)),
             )  # fmt: skip
             if target == 0:
                 call_task(

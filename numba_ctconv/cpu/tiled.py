@@ -21,16 +21,13 @@ from typing import NamedTuple
 
 from numba import prange
 
+from .asking import asked_by_last, list_samples
 from .compilation import helper, kernel, task
 from .intrinsics import address_of, borrowed, call_task, record_of, release_gil, store_integer, take_gil
 from .layout import PANEL_SIZES, SIZES
-from .microkernels import LINES_ASKED
 from .packing import lists_of, tiles_of
 from .rows import ZERO, nothing_of, share_of, to_line
-from .target import CACHE_LINE
-from .tile_sums import Ahead, few_of, few_stored, sum_few, sum_tall, sum_tiles, sum_unpacked, tiles_across
-
-ASKED_BYTES = 640 * 1024  # of a slab, beside which the samples of the next block find room in the second-level cache
+from .tile_sums import few_of, few_stored, sum_few, sum_tall, sum_tiles, sum_unpacked, tiles_across
 
 
 @kernel("r3 r1 c1 n1 n1 i r4 c1 w3", nogil=False)
@@ -74,7 +71,7 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
     cut = cut_of(source, sizes, row_tiles, workers)
     panel_size = terms * sizes.rows
     strip_size = source.shape[1] // sizes.groups * planes.size * sizes.pitch * size
-    slab, _, own, made = scratch_of(scratch, sizes, terms, workers, worker)
+    slab, _, own, made, list_at = scratch_of(scratch, sizes, terms, workers, worker)
     check = scratch.dtype.type(0)
     work = ZERO
     for block in range(cut.blocks):
@@ -86,7 +83,7 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
             source, planes, sizes, panel_sizes, group, column, columns, terms, slab, scratch
         )
         across = tiles_across(columns, tiles, sizes)
-        ahead = ahead_of(source, planes, sizes, terms, block + 1, cut, (row_end - row_begin) * across)
+        asked = asked_of(source, planes, sizes, terms, block + 1, cut, (row_end - row_begin) * across, list_at)
         together = sizes.together if sizes.together > 0 else max(1, row_end - row_begin)
         for begin in range(row_begin, row_end, together):
             end, first = min(begin + together, row_end), group * row_tiles + begin
@@ -102,7 +99,7 @@ def share(source, bias, panels, panel_numbers, numbers, workers, worker, weight,
                 sum_tiles(
                     row_tile, min(sizes.group_tiles, end - row_tile), bias, sizes, phases, tiles, panel_sizes,
                     term_starts, panels_at + (row_tile - begin) * panel_size * size, block_at, block_offsets,
-                    strip_width, strip_size, group, column, columns, ahead, (row_tile - row_begin) * across, own,
+                    strip_width, strip_size, group, column, columns, asked, (row_tile - row_begin) * across, own,
                     output,
                 )  # fmt: skip
     keep_check(check, scratch, sizes, terms, workers, worker)
@@ -118,7 +115,7 @@ def share_by_blocks(source, bias, panels, panel_numbers, numbers, workers, worke
     terms = term_rows.size
     row_tiles = tiles_of(weight, first_taps, panel_sizes)
     cut = cut_of(source, sizes, row_tiles, workers)
-    slab, totals, own, made = scratch_of(scratch, sizes, terms, workers, worker)
+    slab, totals, own, made, _ = scratch_of(scratch, sizes, terms, workers, worker)
     for j in range(own.size - sizes.starts, own.size):  # also of the rows that no tile has, of which a sum would tell
         own[j] = 0
     check = scratch.dtype.type(0)
@@ -188,28 +185,18 @@ def columns_of(block, cut, sizes):
 
 
 @helper
-def ahead_of(source, planes, sizes, terms, block, cut, tiles):
-    """What the last of so many tiles ask for, of a later block: the samples of the item where it begins.
-
-    Nothing where these would take the place of a slab in the second-level cache, or are read in place.
-    """
-    size, item_columns = source.itemsize, sizes.item_columns
-    nothing = Ahead(tiles, ZERO, ZERO, ZERO + 1, ZERO)
-    if sizes.in_place != 0 or sizes.slab_size * size > ASKED_BYTES or source.strides[2] != size:
-        return nothing
-    if block == cut.blocks or terms == 0:
-        return nothing
-    group, column, columns = columns_of(block, cut, sizes)
-    item, at = column // item_columns, column % item_columns
-    first = (sizes.q_first - sizes.lead + at) * sizes.step_in - sizes.crop_in + planes[0]
-    last = min(first + columns * sizes.step_in, source.shape[2])
-    first = max(first, ZERO)
-    if last <= first:
-        return nothing
-    channels, part = source.shape[1] // sizes.groups, -(-terms // sizes.block) * LINES_ASKED * CACHE_LINE
-    parts = -(-(last - first) * size // part)
-    row = address_of(source) + item * source.strides[0] + group * channels * source.strides[1] + first * size
-    return Ahead(max(tiles - channels * parts, ZERO), row, source.strides[1], parts, part)
+def asked_of(source, planes, sizes, terms, block, cut, tiles, list_at):
+    """What the last of so many tiles ask for, of a later block: the samples of the item where it begins."""
+    count = ZERO
+    if sizes.list_size > 0 and block < cut.blocks:
+        group, column, columns = columns_of(block, cut, sizes)
+        item, at = column // sizes.item_columns, column % sizes.item_columns
+        first = (sizes.q_first - sizes.lead + at) * sizes.step_in - sizes.crop_in + planes[0]
+        channels = source.shape[1] // sizes.groups
+        count = list_samples(
+            list_at, count, source, item, group * channels, channels, first, first + columns * sizes.step_in
+        )  # fmt: skip
+    return asked_by_last(list_at, count, tiles, -(-terms // sizes.block))
 
 
 @helper
@@ -221,14 +208,15 @@ def rows_of(columns, row_tiles, work, cut, sizes, worker, workers):
 
 @helper
 def scratch_of(scratch, sizes, terms, workers, worker):
-    """A worker's slab, sums of all tiles of a part, other memory of its own, and panels that it makes."""
+    """A worker's slab, sums of all tiles of a part, other memory, panels that it makes; and where its list lies."""
     room = scratch[2 * terms * 8 // scratch.itemsize :]
     slab = room[worker * sizes.own_size :][: sizes.slab_size]
     own = room[worker * sizes.own_size :][sizes.slab_size : sizes.own_size]
     totals, own = own[: sizes.totals_size], own[sizes.totals_size :]
     made = room[workers * (sizes.own_size + 1) + worker * sizes.made_size :][: sizes.made_size]
     made = made[to_line(made) if sizes.made_size > 0 else 0 :]
-    return slab, totals, own[to_line(own) :], made  # else every vector of sums would lie in two lines
+    own = own[to_line(own) :]  # else every vector of sums would lie in two lines
+    return slab, totals, own[sizes.list_size :], made, address_of(own)
 
 
 @helper

@@ -15,15 +15,13 @@ the length alone, so threads change no bit.
 
 from numba import prange
 
+from .asking import asked_by, asked_by_last, list_samples
 from .compilation import helper, kernel, task
 from .intrinsics import address_of, call_rows, call_task, record_of, release_gil, take_gil
-from .rows import ZERO, add_samples, count_below, first_not_below, nothing_of, share_of, to_line
+from .rows import ZERO, add_samples, nothing_of, share_of, to_line
 from .target import LONGEST_STRETCH
 from .weight_layout import WEIGHT_SIZES
-
-NEAR_BYTES = 16 * 1024  # of rows of a slab that stay in the first-level cache while channel after channel is laid there
-LEAST_RUNS = 64  # of a channel, which its prefetcher should see
-LONG = 4  # times as many, from which they are cut
+from .weight_packing import pack_inputs, pack_planes
 
 
 @kernel("r3 r3 n1 n1 n1 n2 n1 i i i o2 c2 c2 c1 w3 w1", nogil=False)
@@ -77,6 +75,7 @@ def share(
     slab, panel = own_scratch[: sizes.panel_at], own_scratch[sizes.panel_at : sizes.tile_at]
     tile_sums = address_of(own_scratch) + sizes.tile_at * size
     nothing = address_of(own_scratch) + sizes.start_at * size  # what a tile starts from
+    list_at = address_of(own_scratch) + sizes.list_at * size
     own_scratch[sizes.start_at : sizes.bias_at] = 0
     if strip * planes.size < pitch or group_channels % strip > 0:
         slab[:] = 0  # the columns that no channel fills: their sums are dropped, but subnormal ones would take long
@@ -85,6 +84,7 @@ def share(
     for block in range(sizes.groups * blocks):
         group, first_channel = block // blocks, block % blocks * width
         channels = min(width, group_channels - first_channel)
+        across = tiles_of_row(channels, planes, shifts, tiles, sizes)
         tile_begin, tile_end, before = share_of(
             row_tiles, vectors_of(channels, planes.size, sizes), before, work, worker, workers
         )
@@ -112,6 +112,10 @@ def share(
                     )  # fmt: skip
                     for r in range(term, term_end):
                         offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * pitch
+                asked, number = asked_of(
+                    grad_output, input, planes, sizes, group, first_channel, channels, begin * rows,
+                    min(end * rows, group_rows), term_end, (end - begin) * across, list_at,
+                ), ZERO  # fmt: skip
                 for row_tile in range(begin, end):
                     row = row_tile * rows
                     pack_inputs(
@@ -119,11 +123,12 @@ def share(
                     )  # fmt: skip
                     for c in range(0, channels, sizes.together):
                         own = min(sizes.together, channels - c)
-                        add_stretch(
+                        number = add_stretch(
                             address_of(panel), address_of(slab) + c // strip * strip_size * size,
                             address_of(offsets) + worker * offsets.strides[0], term_end - term, shifts, planes.size,
                             sizes, own, strip_size * size, tiles[0 if term == 0 else 1], nothing, tile_sums,
                             row_size, address_of(total) + (row_tile - begin) * rows * row_size * size, size,
+                            asked, number,
                         )  # fmt: skip
                         if terms <= sizes.stretch:
                             check += store_rows(
@@ -151,11 +156,43 @@ def vectors_of(channels, planes, sizes):
 
 
 @helper
+def tiles_of_row(channels, planes, shifts, tiles, sizes):
+    """Tiles of the columns of so many channels."""
+    count = 0
+    for channel in range(0, channels, sizes.strip):
+        vectors = -(-min(sizes.strip, channels - channel) * planes.size // sizes.lanes)
+        count += shifts.size * -(-vectors // tiles.shape[1])
+    return count
+
+
+@helper
+def asked_of(
+    grad_output, input, planes, sizes, group, channel, channels, row, row_end, term, tiles, list_at
+):  # fmt: skip
+    """What the last of so many tiles ask for, of the stretch that begins at a term: of the item where it does."""
+    count, length = ZERO, input.shape[2]
+    if sizes.list_size > 0 and term < input.shape[0] * length:
+        item, t = term // length, term % length
+        end = t + sizes.stretch
+        rows, group_channels = input.shape[1] // sizes.groups, grad_output.shape[1] // sizes.groups
+        first = t * sizes.stride - sizes.crop_left + planes[0]
+        last = first + sizes.stretch * sizes.stride
+        count = list_samples(list_at, count, input, item, group * rows + row, row_end - row, t, end)
+        count = list_samples(
+            list_at, count, grad_output, item, group * group_channels + channel, channels, first, last
+        )  # fmt: skip
+    return asked_by_last(list_at, count, tiles, sizes.stretch // sizes.block)
+
+
+@helper
 def add_stretch(
     panel, slab, offsets, terms, shifts, planes, sizes, channels, strip_bytes, tiles, nothing, tile_sums, row_size,
-    total, size,
+    total, size, asked, number,
 ):  # fmt: skip
-    """Multiply a tile's rows by the strips of so many channels, shift by shift: a strip stays in a cache meanwhile."""
+    """Multiply a tile's rows by the strips of so many channels, shift by shift: a strip stays in a cache meanwhile.
+
+    `number` tiles came before, and it is returned how many did after these.
+    """
     for s in range(-(-channels // sizes.strip)):
         vectors = -(-min(sizes.strip, channels - s * sizes.strip) * planes // sizes.lanes)
         shares = -(-vectors // tiles.size)  # even ones: the narrowest tiles are the slowest
@@ -168,8 +205,10 @@ def add_stretch(
                      slab + s * strip_bytes + (shifts[h] * sizes.pitch + done * sizes.lanes) * size, offsets, terms,
                      sizes.block, nothing, tile_sums,
                      total + ((h * (sizes.together // sizes.strip) + s) * sizes.pitch + done * sizes.lanes) * size,
-                     row_size, 0),
+                     row_size, asked_by(number, asked)),
                 )  # fmt: skip
+                number += 1
+    return number
 
 
 @helper
@@ -216,109 +255,3 @@ def store_taps(sums, begin, taps, planes, sizes, first_channel, channels, row, g
                     for c in range(own):
                         grad_weight[row, channel + c, k] = sums[at + c * planes + p]
     return check
-
-
-@helper
-def pack_inputs(input, channel, channels, sizes, term, term_end, panel):
-    """Let panel[r, m] be input channel + m at term r."""
-    length, rows, size = input.shape[2], sizes.rows, panel.itemsize
-    contiguous = channels == rows and input.strides[2] == size and input.strides[1] % size == 0
-    item, t, done = term // length, term % length, 0
-    while done < term_end - term:
-        run = min(length - t, term_end - term - done)
-        if contiguous:  # what is stored beyond the run is stored anew with the next one; the panel has room
-            source = address_of(input) + item * input.strides[0] + channel * input.strides[1] + t * size
-            to = address_of(panel) + done * rows * size
-            call_task(sizes.interleave, (source, input.strides[1] // size, run, to, rows))
-        else:
-            for m in range(channels):
-                for j in range(run):
-                    panel[(done + j) * rows + m] = input[item, channel + m, t + j]
-            for m in range(channels, rows):
-                for j in range(run):
-                    panel[(done + j) * rows + m] = 0
-        done += run
-        item += 1
-        t = 0
-
-
-@helper
-def pack_planes(grad_output, planes, sizes, group, first_channel, channels, term, term_end, item_rows, length, slab):
-    """Let a strip's row hold the planes of its channels at a position, for all positions that the terms reach."""
-    channel = group * (grad_output.shape[1] // sizes.groups) + first_channel
-    output_length = grad_output.shape[2]
-    last = term_end - 1
-    begin = term // length * item_rows + term % length
-    end = last // length * item_rows + last % length + item_rows - length + 1
-    size, strip, pitch = slab.itemsize, sizes.strip, sizes.pitch
-    # the planes of a position are neighbours, and those of all positions are all samples
-    contiguous = grad_output.strides[2] == size and planes[planes.size - 1] - planes[0] == planes.size - 1
-    square = sizes.lanes // planes.size if contiguous and sizes.transpose != 0 and planes.size == sizes.stride else 1
-    item, at, done = begin // item_rows, begin % item_rows, 0
-    while done < end - begin:  # item after item: the rows of a short one stay in the first-level cache meanwhile
-        run = min(item_rows - at, end - begin - done)
-        near = max(LEAST_RUNS, NEAR_BYTES // (pitch * size))
-        if square == 1 and run > LONG * near:  # each row of the slab is written in parts, by as many channels
-            run = near
-        start = at * sizes.stride - sizes.crop_left + planes[0]  # sample of the first plane of the first position
-        # the positions of which all planes lie in the output
-        first = min(first_not_below(-start, sizes.stride), run)
-        stop = max(count_below(output_length - start - planes.size + 1, sizes.stride, run), first)
-        c = 0
-        while c < channels:
-            place = c % strip
-            together = square if place + square <= strip and c + square <= channels else 1
-            squares = (stop - first) // square * square if together > 1 else 0
-            if squares == 0:
-                together = min(strip - place, channels - c)
-            column = c // strip * sizes.slab_rows * pitch + place * planes.size + done * pitch
-            if squares > 0:
-                call_task(
-                    sizes.transpose,
-                    (address_of(grad_output) + item * grad_output.strides[0] + (channel + c) * grad_output.strides[1]
-                     + (start + first * sizes.stride) * size,
-                     grad_output.strides[1], squares, address_of(slab) + (column + first * pitch) * size, pitch * size),
-                )  # fmt: skip
-            lay_positions(
-                grad_output, item, channel + c, together, planes, contiguous, start, sizes, first, stop, 0,
-                first if squares > 0 else run, column, slab,
-            )  # fmt: skip
-            if squares > 0:
-                lay_positions(
-                    grad_output, item, channel + c, together, planes, contiguous, start, sizes, first, stop,
-                    first + squares, run, column, slab,
-                )  # fmt: skip
-            c += together
-        done += run
-        at += run
-        if at == item_rows:
-            item, at = item + 1, 0
-
-
-@helper
-def lay_positions(
-    grad_output, item, channel, channels, planes, contiguous, start, sizes, inside, inside_end, begin, end, column, slab
-):  # fmt: skip
-    """The planes of some channels at the positions in [begin, end): zero where there is no sample.
-
-    All planes of a position have one from `inside` to `inside_end`.
-    """
-    size, length = slab.itemsize, grad_output.shape[2]
-    if contiguous and sizes.lay_rows != 0:
-        first = start + begin * sizes.stride
-        source_at = address_of(grad_output) + item * grad_output.strides[0] + channel * grad_output.strides[1]
-        own_begin = max(min(inside, end), begin)
-        own_end = max(min(inside_end, end), own_begin)
-        call_rows(
-            sizes.lay_rows,
-            (source_at + first * size, grad_output.strides[1], sizes.stride * size, -first, length - first, channels,
-             address_of(slab) + (column + begin * sizes.pitch) * size, planes.size * size, sizes.pitch * size,
-             own_begin - begin, own_end - begin, end - begin),
-        )  # fmt: skip
-        return
-    for m in range(channels):
-        for j in range(begin, end):
-            for p in range(planes.size):
-                l = start + j * sizes.stride + planes[p] - planes[0]
-                to = column + j * sizes.pitch + m * planes.size + p
-                slab[to] = grad_output[item, channel + m, l] if 0 <= l < length else 0

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..geometry import Plan
-from . import microkernels, moves, row_sums, target
+from . import asking, microkernels, moves, row_sums, target
 from .layout import BLOCK, record
 from .rows import share_of
 from .tile_shapes import tile_shape, tile_vectors
@@ -19,6 +19,7 @@ STRETCH = 512  # terms of time that a tile sums up, at most
 SLAB_BYTES = 1024 * 1024  # what the columns of a block take of the second-level cache for a stretch
 SUMS_BYTES = 2 * 1024 * 1024  # that wait while time passes, asked for ahead by the tiles that add to them
 STORED_BYTES = 128 * 1024  # of sums that wait for nothing but to be stored, near the first-level cache
+ASKED_BYTES = 640 * 1024  # of a slab and sums, beside which the samples of the next stretch find room in a cache
 MOST_BYTES = 6 * 1024 * 1024  # of a slab and the sums of a tile's rows
 MOST_ROWS = 16  # of a tile on any machine
 WIDEST_STRIP = 4  # full tiles
@@ -59,6 +60,8 @@ class WeightSizes(NamedTuple):
     bias_at: int  # sums of the lanes of a block's channels
     totals_at: int  # and of their lanes
     row_at: int  # samples of a row that is not contiguous
+    list_at: int  # and a list of what tiles ask for,
+    list_size: int  # of so many elements; 0 if they don't
     scratch_size: int  # of all that
 
 
@@ -228,6 +231,7 @@ def weight_sizes(own: WeightLayout, plan: Plan, problem: WeightProblem) -> Weigh
     if stretch == problem.batch * problem.length:  # then they are stored at once
         stored = max(1, min(strips, STORED_BYTES // itemsize // (own.rows * len(own.shifts) * pitch)))
     line = target.CACHE_LINE // itemsize
+    list_size = _list_size(own, plan, problem, strips * strip, strips * slab_rows * pitch, waiting)
     places = [strips * slab_rows * pitch]  # where one thing ends and the next begins
     for size in (
         -(-stretch * own.rows // line) * line,
@@ -236,9 +240,11 @@ def weight_sizes(own: WeightLayout, plan: Plan, problem: WeightProblem) -> Weigh
         strips * strip * own.lanes,
         strips * strip,
         target.LONGEST_STRETCH,
+        list_size + line,
     ):
         places.append(places[-1] + size)
-    panel_at, tile_at, start_at, bias_at, totals_at, row_at, end = places
+    panel_at, tile_at, start_at, bias_at, totals_at, row_at, list_at, end = places
+    list_at = -(-list_at // line) * line
     return WeightSizes(
         lanes=own.lanes, rows=own.rows, block=BLOCK, stretch=stretch, groups=problem.groups,
         waiting=waiting, strip=strip, pitch=pitch, strips=strips, together=stored * strip, slab_rows=slab_rows,
@@ -249,8 +255,25 @@ def weight_sizes(own: WeightLayout, plan: Plan, problem: WeightProblem) -> Weigh
         store=moves.moves.lay_out(itemsize, len(own.planes), asks=plan.kernel_size * itemsize <= target.CACHE_LINE),
         transpose=moves.moves.transpose(len(own.planes) * itemsize),
         add_rows=row_sums.rows(itemsize), add_lanes=row_sums.lanes(itemsize), panel_at=panel_at, tile_at=tile_at,
-        start_at=start_at, bias_at=bias_at, totals_at=totals_at, row_at=row_at, scratch_size=end + line,
+        start_at=start_at, bias_at=bias_at, totals_at=totals_at, row_at=row_at, list_at=list_at, list_size=list_size,
+        scratch_size=end + line,
     )  # fmt: skip
+
+
+def _list_size(
+    own: WeightLayout, plan: Plan, problem: WeightProblem, channels: int, slab_size: int, waiting: int
+) -> int:
+    """Elements of a list of the samples of a stretch, which tiles ask for; 0 if they don't.
+
+    They do where most of a stretch is of one item, and its slab and sums leave the samples room in a cache.
+    """
+    itemsize, stretch = problem.itemsize, _stretch(problem)
+    kept = slab_size + waiting * own.rows * len(own.shifts) * len(own.planes) * channels
+    if stretch == problem.batch * problem.length or problem.length < stretch or kept * itemsize > ASKED_BYTES:
+        return 0
+    parts = [-(-stretch * step * itemsize // asking.BYTES_ASKED) for step in (1, plan.stride)]
+    count = waiting * own.rows * parts[0] + channels * parts[1] + stretch // BLOCK
+    return -(-count * 8 // target.CACHE_LINE) * target.CACHE_LINE // itemsize
 
 
 def _shares(own: WeightLayout, problem: WeightProblem, strip: int, pitch: int) -> tuple[int, int]:

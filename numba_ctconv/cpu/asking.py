@@ -1,0 +1,61 @@
+"""What tiles ask for while they sum up terms: memory that is packed next, and that nothing would have asked for else.
+
+A list of addresses, of some lines of the cache each, which lies in a worker's scratch memory. The last tiles before it
+is needed take the next one with each block of their terms.
+"""
+
+from typing import NamedTuple
+
+from .compilation import helper, part
+from .intrinsics import address_of, store_integer
+from .target import CACHE_LINE
+
+LINES_ASKED = 16  # from an address on: as many as may be on their way at a time
+BYTES_ASKED = LINES_ASKED * CACHE_LINE
+
+
+class Asked(NamedTuple):
+    """Which tiles take what from a list: each as much as the one before it."""
+
+    at: int  # address of the list
+    size: int  # of what a tile takes of it, in bytes
+    first: int  # of the tiles that are numbered in the order in which they come
+
+
+@helper
+def list_rows(list_at, count, row_at, step, rows, size):
+    """Append what so many rows of so many bytes take to a list; how many addresses it has then."""
+    for row in range(rows):
+        for k in range(-(-size // BYTES_ASKED)):
+            store_integer(list_at + count * 8, row_at + row * step + k * BYTES_ASKED)
+            count += 1
+    return count
+
+
+@helper
+def list_samples(list_at, count, array, item, channel, channels, first, last):
+    """As list_rows, of those of an item's samples from one up to another that there are, in so many channels."""
+    if array.strides[2] != array.itemsize:
+        return count
+    first, last = max(first, 0), min(last, array.shape[2])
+    row_at = address_of(array) + item * array.strides[0] + channel * array.strides[1] + first * array.itemsize
+    return list_rows(list_at, count, row_at, array.strides[1], channels, max(last - first, 0) * array.itemsize)
+
+
+@helper
+def asked_by_last(list_at, count, tiles, blocks):
+    """The last of so many tiles, of so many blocks of terms each, that take a list; the last of them takes its end.
+
+    The list has room for what the last tile takes beyond its end, which is an address that is in a cache.
+    """
+    if count == 0:
+        return Asked(list_at, 0, tiles)
+    for k in range(blocks):
+        store_integer(list_at + (count + k) * 8, list_at)
+    return Asked(list_at, blocks * 8, max(tiles - -(-count // blocks), 0))
+
+
+@part
+def asked_by(number, asked):
+    """Where a tile's part of a list lies; 0 if it has none."""
+    return asked.at + (number - asked.first) * asked.size if number >= asked.first else 0
