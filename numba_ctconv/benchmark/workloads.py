@@ -165,6 +165,7 @@ CASES: tuple[Problem, ...] = (
     Problem("depthwise_multiplier", 1, 3, 6, 8, 3, stride=2, groups=3, padding=1, output_padding=1),
     Problem("causal_crop", 2, 3, 2, 7, 10, stride=5, padding=(0, 5)),
     Problem("crop_left_only", 1, 2, 2, 7, 4, stride=2, padding=(3, 0)),
+    Problem("mostly_cropped", 3, 2, 4, 40, 1, stride=2, padding=(0, 60)),
     Problem("padding_beyond_reach", 1, 2, 2, 20, 3, stride=2, padding=7),
     Problem("crop_all_taps_of_first_inputs", 1, 2, 3, 12, 4, stride=3, padding=(11, 2)),
     Problem("extended_both_ends", 2, 2, 3, 5, 3, stride=2, padding=(-7, -4)),

@@ -1,7 +1,7 @@
-"""What tiles ask for while they sum up terms: memory that is packed next, and that nothing would have asked for else.
+"""What tiles ask for while they sum up terms: the samples that are packed next, of which no prefetcher can know.
 
-A list of addresses, of some lines of the cache each, which lies in a worker's scratch memory. The last tiles before it
-is needed take the next one with each block of their terms.
+They are listed in a worker's scratch memory, an address for some lines of the cache. Of all tiles that come before the
+packing, the last ones take the list from its beginning to its end, an address with each block of their terms.
 """
 
 from typing import NamedTuple
@@ -15,16 +15,16 @@ BYTES_ASKED = LINES_ASKED * CACHE_LINE
 
 
 class Asked(NamedTuple):
-    """Which tiles take what from a list: each as much as the one before it."""
+    """Which tiles take which part of a list."""
 
     at: int  # address of the list
-    size: int  # of what a tile takes of it, in bytes
-    first: int  # of the tiles that are numbered in the order in which they come
+    size: int  # of a tile's part, in bytes
+    first: int  # number of the first tile that takes one, in the order in which tiles come
 
 
 @helper
 def list_rows(list_at, count, row_at, step, rows, size):
-    """Append what so many rows of so many bytes take to a list; how many addresses it has then."""
+    """Append so many rows of so many bytes to a list of `count` addresses; returns how many it has then."""
     for row in range(rows):
         for k in range(-(-size // BYTES_ASKED)):
             store_integer(list_at + count * 8, row_at + row * step + k * BYTES_ASKED)
@@ -34,7 +34,7 @@ def list_rows(list_at, count, row_at, step, rows, size):
 
 @helper
 def list_samples(list_at, count, array, item, channel, channels, first, last):
-    """As list_rows, of those of an item's samples from one up to another that there are, in so many channels."""
+    """As list_rows, of an item's samples from one up to another, as far as they exist, in so many channels."""
     if array.strides[2] != array.itemsize:
         return count
     first, last = max(first, 0), min(last, array.shape[2])
@@ -44,9 +44,9 @@ def list_samples(list_at, count, array, item, channel, channels, first, last):
 
 @helper
 def asked_by_last(list_at, count, tiles, blocks):
-    """The last of so many tiles, of so many blocks of terms each, that take a list; the last of them takes its end.
+    """Have the last of so many tiles, of so many blocks of terms each, take a list.
 
-    The list has room for what the last tile takes beyond its end, which is an address that is in a cache.
+    It has room for what the last one takes beyond its end, which is made to ask for the list itself.
     """
     if count == 0:
         return Asked(list_at, 0, tiles)

@@ -112,10 +112,11 @@ def share(
                     )  # fmt: skip
                     for r in range(term, term_end):
                         offsets[worker, r - term] = (r // length * item_rows + r % length - first_row) * pitch
-                asked, number = asked_of(
+                asked = asked_of(
                     grad_output, input, planes, sizes, group, first_channel, channels, begin * rows,
                     min(end * rows, group_rows), term_end, (end - begin) * across, list_at,
-                ), ZERO  # fmt: skip
+                )  # fmt: skip
+                number = ZERO
                 for row_tile in range(begin, end):
                     row = row_tile * rows
                     pack_inputs(
@@ -191,7 +192,7 @@ def add_stretch(
 ):  # fmt: skip
     """Multiply a tile's rows by the strips of so many channels, shift by shift: a strip stays in a cache meanwhile.
 
-    `number` tiles came before, and it is returned how many did after these.
+    `number` tiles came before; returns how many there are with these.
     """
     for s in range(-(-channels // sizes.strip)):
         vectors = -(-min(sizes.strip, channels - s * sizes.strip) * planes // sizes.lanes)
