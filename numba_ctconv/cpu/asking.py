@@ -12,6 +12,8 @@ from .target import CACHE_LINE
 
 LINES_ASKED = 16  # from an address on: as many as may be on their way at a time
 BYTES_ASKED = LINES_ASKED * CACHE_LINE
+# of slabs and sums, beside which the samples that are packed next find room in the second-level cache
+MOST_KEPT_BYTES = 640 * 1024
 
 
 class Asked(NamedTuple):
@@ -20,6 +22,12 @@ class Asked(NamedTuple):
     at: int  # address of the list
     size: int  # of a tile's part, in bytes
     first: int  # number of the first tile that takes one, in the order in which tiles come
+
+
+def list_size(rows: list[tuple[int, int]], blocks: int, itemsize: int) -> int:
+    """Elements, in whole lines, of a list for (how many, bytes of each) rows and tiles of so many blocks of terms."""
+    addresses = sum(count * -(-size // BYTES_ASKED) for count, size in rows) + blocks
+    return -(-addresses * 8 // CACHE_LINE) * CACHE_LINE // itemsize
 
 
 @helper

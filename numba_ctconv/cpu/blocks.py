@@ -28,7 +28,6 @@ LEAST_COPIED = 4  # times that many rows are read again and again, each on a pag
 LEAST_ROW = 3  # tiles of a row, below which each may as well sum up all terms
 FAR = 2  # times what a tile meets of an item, from which the terms that meet nothing are looked for
 NARROW = 2  # times a full tile's columns, up to which an item meets fewer terms in vain in a vector than in all of them
-ASKED_BYTES = 640 * 1024  # of a slab, beside which the samples of the next block find room in the second-level cache
 BLOCK_COST = 6  # columns that are multiplied out in the time that a block's panels take to come
 COPY_COST = 12  # rows of the product that a sample meets in the time in which it is copied for another tap
 CACHE_PERIOD = 128 * 1024  # bytes after which addresses share a set of the second-level cache, of so many ways
@@ -130,12 +129,10 @@ def call_of(family: Family, problem: Problem) -> Call:
 
 def list_size_of(own: Layout, sizes: Sizes, slab_size: int) -> int:
     """Elements of a list of the samples of a block, which tiles ask for; 0 if they don't."""
-    if sizes.in_place or slab_size * own.itemsize > ASKED_BYTES:
+    if sizes.in_place or slab_size * own.itemsize > asking.MOST_KEPT_BYTES:
         return 0
-    parts = -(-sizes.width * own.step_in * own.itemsize // asking.BYTES_ASKED)  # of a row of the source
-    count = own.slab_rows // len(own.planes) * parts + -(-len(own.term_rows) // BLOCK)
-    line = target.CACHE_LINE // own.itemsize
-    return -(-count * 8 // own.itemsize // line) * line
+    rows = own.slab_rows // len(own.planes), sizes.width * own.step_in * own.itemsize
+    return asking.list_size([rows], -(-len(own.term_rows) // BLOCK), own.itemsize)
 
 
 def unpacked_of(own: Layout) -> tuple[int, int]:

@@ -90,6 +90,7 @@ def pack_run(
             )  # fmt: skip
             continue
         moved, moved_end = begin, begin  # the columns of which a move parts all planes
+        # a strip of a single plane alone is copied as it is
         if together and there and panel_sizes.part_strips != 0 and (step_in > 1 or strips > 1):
             moved = max(begin, first_not_below(-start, step_in))
             moved_end = count_below(length - start - step_in + 1, step_in, end)

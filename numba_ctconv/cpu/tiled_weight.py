@@ -84,12 +84,12 @@ def share(
     for block in range(sizes.groups * blocks):
         group, first_channel = block // blocks, block % blocks * width
         channels = min(width, group_channels - first_channel)
-        across = tiles_of_row(channels, planes, shifts, tiles, sizes)
         tile_begin, tile_end, before = share_of(
             row_tiles, vectors_of(channels, planes.size, sizes), before, work, worker, workers
         )
         if tile_begin == tile_end:
             continue
+        across = tiles_of_row(channels, planes, shifts, tiles, sizes)
         adds_up = grad_bias.size > 0 and tile_begin == 0
         if adds_up:
             own_scratch[sizes.bias_at : sizes.totals_at] = 0
@@ -161,7 +161,7 @@ def tiles_of_row(channels, planes, shifts, tiles, sizes):
     """Tiles of the columns of so many channels."""
     count = 0
     for channel in range(0, channels, sizes.strip):
-        vectors = -(-min(sizes.strip, channels - channel) * planes.size // sizes.lanes)
+        vectors = vectors_of(min(sizes.strip, channels - channel), planes.size, sizes)
         count += shifts.size * -(-vectors // tiles.shape[1])
     return count
 
@@ -195,7 +195,7 @@ def add_stretch(
     `number` tiles came before; returns how many there are with these.
     """
     for s in range(-(-channels // sizes.strip)):
-        vectors = -(-min(sizes.strip, channels - s * sizes.strip) * planes // sizes.lanes)
+        vectors = vectors_of(min(sizes.strip, channels - s * sizes.strip), planes, sizes)
         shares = -(-vectors // tiles.size)  # even ones: the narrowest tiles are the slowest
         for h in range(shifts.size):
             for k in range(shares):

@@ -19,7 +19,6 @@ STRETCH = 512  # terms of time that a tile sums up, at most
 SLAB_BYTES = 1024 * 1024  # what the columns of a block take of the second-level cache for a stretch
 SUMS_BYTES = 2 * 1024 * 1024  # that wait while time passes, asked for ahead by the tiles that add to them
 STORED_BYTES = 128 * 1024  # of sums that wait for nothing but to be stored, near the first-level cache
-ASKED_BYTES = 640 * 1024  # of a slab and sums, beside which the samples of the next stretch find room in a cache
 MOST_BYTES = 6 * 1024 * 1024  # of a slab and the sums of a tile's rows
 MOST_ROWS = 16  # of a tile on any machine
 WIDEST_STRIP = 4  # full tiles
@@ -269,11 +268,11 @@ def _list_size(
     """
     itemsize, stretch = problem.itemsize, _stretch(problem)
     kept = slab_size + waiting * own.rows * len(own.shifts) * len(own.planes) * channels
-    if stretch == problem.batch * problem.length or problem.length < stretch or kept * itemsize > ASKED_BYTES:
+    only = stretch == problem.batch * problem.length
+    if only or problem.length < stretch or kept * itemsize > asking.MOST_KEPT_BYTES:
         return 0
-    parts = [-(-stretch * step * itemsize // asking.BYTES_ASKED) for step in (1, plan.stride)]
-    count = waiting * own.rows * parts[0] + channels * parts[1] + stretch // BLOCK
-    return -(-count * 8 // target.CACHE_LINE) * target.CACHE_LINE // itemsize
+    rows = [(waiting * own.rows, stretch * itemsize), (channels, stretch * plan.stride * itemsize)]
+    return asking.list_size(rows, stretch // BLOCK, itemsize)
 
 
 def _shares(own: WeightLayout, problem: WeightProblem, strip: int, pitch: int) -> tuple[int, int]:
